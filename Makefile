@@ -1,0 +1,42 @@
+# Every target needs only Python 3.11 (or newer) and pip: the environment in .venv is made once, on first use.
+# pip's own settings apply, so e.g. `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test` picks another torch.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types lines bench ranking clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(READY)  ## prune, fine-tune and compare a small ViT by five criteria at 50, 75 and 95 %
+	$(BIN)/secateur demo
+
+test: $(READY)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## check types
+	$(BIN)/pyright
+
+lines: $(READY)  ## print the line counts and hold them to their budgets
+	$(BIN)/python scripts/line_counts.py
+
+bench: $(READY)  ## time analysis and pruning beside Torch-Pruning
+	$(BIN)/python scripts/bench.py
+
+ranking: $(READY)  ## rank the criteria on digits-dg over three seeds
+	$(BIN)/python scripts/criteria_ranking.py
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist src/*.egg-info

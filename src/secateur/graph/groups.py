@@ -1,0 +1,326 @@
+"""From solved channels to the `Network`: axes, groups and their names, families, costs, residual branches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.graph.labels import Ints
+from secateur.graph.network import (
+    STAYS,
+    Attribute,
+    Axis,
+    Cost,
+    Extent,
+    Frozen,
+    Group,
+    Indices,
+    Link,
+    Network,
+    Residual,
+    ScaleFix,
+)
+from secateur.graph.sizes import RawExtent
+from secateur.graph.solve import Solution, solve
+from secateur.graph.tracer import Trace
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Returns a hash of the names and shapes of all parameters and buffers of `model`."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
+    """Returns the network that a trace of `model` on `inputs` (on meta) describes."""
+    relations = trace.relations
+    roles = [trace.roles.get(int(labels[0]), "other") for _, _, labels in trace.axes]
+    active = [labels for (_, _, labels), role in zip(trace.axes, roles, strict=True) if role in ("in", "out")]
+    solution = solve(relations, np.concatenate(active) if active else np.zeros(0, np.int64))
+    number = _number(solution, trace)
+    axes = []
+    for (tensor, dim, labels), role in zip(trace.axes, roles, strict=True):
+        places = solution.places(labels, number)
+        axes.append(Axis(tensor, dim, places.channels, role, places.owners))  # type: ignore[arg-type]
+    shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
+    summed = _summed(trace, solution, number)
+    links = _links(solution, number)
+    return Network(
+        num_channels=int(number.max()) + 1,
+        axes=tuple(axes),
+        groups=_groups(model, axes, links, int(number.max()) + 1, summed),
+        links=links,
+        frozen=_frozen(trace, axes, solution),
+        attributes=tuple(
+            Attribute(a.module, a.path, _extent(e, solution, number)) for a, e in relations.attributes if not _is_fixed(e, solution, number)
+        ),
+        scale_fixes=_scale_fixes(trace, solution, number),
+        residuals=residuals(trace),
+        params_cost=_params_cost(shapes, axes),
+        macs_cost=_macs_cost(relations.costs, solution, number, batch_size(inputs)),
+        fingerprint=fingerprint(model),
+        output_shapes=trace.output_shapes,
+        unknown_operators=tuple(trace.unknown.items()),
+        inputs=inputs,
+    )
+
+
+def _number(solution: Solution, trace: Trace) -> Ints:
+    """Returns per component the number of its channel, in order of first label; -1 for those that stay."""
+    number = np.full(int(solution.channel.max()) + 1, STAYS, np.int64)
+    on_tensors = np.concatenate([labels for _, _, labels in trace.axes]) if trace.axes else np.zeros(0, np.int64)
+    candidates = np.concatenate([solution.channel[on_tensors], solution.owner[on_tensors]])
+    candidates = candidates[candidates >= 0]
+    components, first = np.unique(candidates, return_index=True)
+    components = components[np.argsort(first)]
+    free = [c for c in components.tolist() if c not in solution.reason]
+    number[free] = np.arange(len(free))
+    return number
+
+
+def _extent(raw: RawExtent, solution: Solution, number: Ints) -> Extent:
+    return Extent(solution.places(raw.labels, number), raw.kind, raw.divisor)
+
+
+def _is_fixed(raw: RawExtent, solution: Solution, number: Ints) -> bool:
+    places = solution.places(raw.labels, number)
+    return bool((places.channels == STAYS).all() and (places.owners == STAYS).all())
+
+
+def _links(solution: Solution, number: Ints) -> tuple[Link, ...]:
+    links = []
+    for nodes in solution.links:
+        found = []
+        for node in nodes:
+            heads = node[:, 1]
+            owners = np.where(heads < 0, STAYS, number[heads])
+            found.append(Indices(number[node[:, 0]], owners))
+        if any((n.channels >= 0).any() or (n.owners >= 0).any() for n in found):
+            links.append(Link(tuple(found)))
+    return tuple(links)
+
+
+def _frozen(trace: Trace, axes: Sequence[Axis], solution: Solution) -> tuple[Frozen, ...]:
+    result = []
+    for axis, (_, _, labels) in zip(axes, trace.axes, strict=True):
+        stays = (axis.channels == STAYS) & (axis.owners == STAYS)
+        if not stays.any():
+            continue
+        counts = Counter(solution.reason[c] for c in solution.channel[labels[stays]].tolist() if c in solution.reason)
+        for (reason, where), count in counts.items():
+            result.append(Frozen(axis.tensor, axis.dim, count, reason, where))
+    return tuple(result)
+
+
+def _summed(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
+    """Returns which channels run through a sum of two activations: the residual streams."""
+    summed = np.zeros(int(number.max()) + 2, np.bool_)
+    for *_, arrays in trace.sums:
+        for array in arrays:
+            summed[number[solution.channel[array.ravel()]]] = True
+    summed[STAYS] = False
+    return summed
+
+
+def _scale_fixes(trace: Trace, solution: Solution, number: Ints) -> tuple[ScaleFix, ...]:
+    starts = np.array([labels[0] for _, _, labels in trace.axes])
+    fixes = []
+    for arrays, raw in trace.relations.scale_fixes:
+        if _is_fixed(raw, solution, number):
+            continue
+        entries = []
+        for array in arrays:
+            labels = np.unique(array)
+            where = np.searchsorted(starts, labels, side="right") - 1
+            for i in np.unique(where).tolist():
+                entries.append((i, labels[where == i] - starts[i]))
+        fixes.append(ScaleFix(tuple(entries), _extent(raw, solution, number)))
+    return tuple(fixes)
+
+
+def _params_cost(shapes: dict[str, tuple[int, ...]], axes: Sequence[Axis]) -> Cost:
+    variable: dict[str, list[Axis]] = {}
+    for axis in axes:
+        if axis.tensor in shapes and ((axis.channels >= 0).any() or (axis.owners >= 0).any()):
+            variable.setdefault(axis.tensor, []).append(axis)
+    terms = []
+    for name, shape in shapes.items():
+        here = variable.get(name, [])
+        dims = {a.dim for a in here}
+        constant = int(np.prod([n for d, n in enumerate(shape) if d not in dims], dtype=np.int64))
+        terms.append((constant, [Indices(a.channels, a.owners) for a in here]))
+    return _cost(terms)
+
+
+def _macs_cost(costs: Sequence[tuple[int, tuple[Ints, ...]]], solution: Solution, number: Ints, batch: int) -> Cost:
+    terms = []
+    for coefficient, arrays in costs:
+        factors = []
+        for array in arrays:
+            places = solution.places(array, number)
+            if (places.channels == STAYS).all() and (places.owners == STAYS).all():
+                coefficient *= array.size
+            else:
+                factors.append(places)
+        terms.append((coefficient, factors))
+    return _cost(terms, batch)
+
+
+def _cost(terms: Sequence[tuple[int, Sequence[Indices]]], divisor: int = 1) -> Cost:
+    """Returns the polynomial with equal extents stored once."""
+    known: dict[bytes, int] = {}
+    extents: list[Indices] = []
+    result: Counter[tuple[int, ...]] = Counter()
+    for coefficient, factors in terms:
+        numbers = []
+        for places in factors:
+            key = places.channels.tobytes() + places.owners.tobytes()
+            if key not in known:
+                known[key] = len(extents)
+                extents.append(places)
+            numbers.append(known[key])
+        result[tuple(sorted(numbers))] += coefficient
+    return Cost(tuple((c, f) for f, c in result.items()), tuple(extents), divisor)
+
+
+def _groups(
+    model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, summed: np.ndarray
+) -> tuple[Group, ...]:
+    """Returns the channels sorted into groups of one footprint, and the groups into families."""
+    footprint = np.zeros(num_channels + 1, np.uint64)
+    random = np.random.default_rng(0).integers(1, 2**63, size=(len(axes), 2), dtype=np.uint64)
+    heads = np.zeros(num_channels + 1, np.bool_)
+    inside = np.zeros(num_channels + 1, np.bool_)
+    for i, axis in enumerate(axes):
+        np.add.at(footprint, axis.channels, random[i, 0])
+        np.add.at(footprint, axis.owners, random[i, 1])
+        heads[axis.owners] = True
+        inside[axis.channels[axis.owners >= 0]] = True
+    keys, first, inverse = np.unique(footprint[:num_channels], return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    members: dict[int, list[tuple[int, int]]] = {k: [] for k in range(len(keys))}
+    representative = first
+    for i, axis in enumerate(axes):
+        present = np.unique(np.concatenate([axis.channels, axis.owners]))
+        for k in np.unique(inverse[present[present >= 0]]).tolist():
+            count = int(((axis.channels == representative[k]) | (axis.owners == representative[k])).sum())
+            if count:
+                members[k].append((i, count))
+    fibre = _fibres(links, num_channels)
+    groups = []
+    types = {name: type(module).__name__ for name, module in model.named_modules()}
+    ndim = {name: p.ndim for name, p in model.named_parameters()}
+    for k in order.tolist():
+        channels = np.flatnonzero(inverse == k).astype(np.int64)
+        if not members[k]:
+            continue
+        kind = _kind(channels[0], heads, inside, summed, [axes[i] for i, _ in members[k]], ndim)
+        label = kind
+        if kind == "head_dims":
+            # a value dimension is also read by the projection behind it; query and key dimensions meet only each other
+            read = any(axes[i].role == "in" for i, _ in members[k])
+            label = "head_dims.v" if read else "head_dims.qk"
+        name = _name(label, [axes[i] for i, _ in members[k]])
+        signature = (label, tuple(sorted(Counter(_part(axes[i], n, types) for i, n in members[k]).items())))
+        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k])))
+    return _with_families(groups)
+
+
+def _with_families(groups: list[tuple]) -> tuple[Group, ...]:
+    signatures: dict[str, list[object]] = {}
+    for _, _, label, signature, _, _ in groups:
+        known = signatures.setdefault(label, [])
+        if signature not in known:
+            known.append(signature)
+    result = []
+    for name, kind, label, signature, channels, members in groups:
+        several = len(signatures[label]) > 1
+        family = f"{label}.{signatures[label].index(signature) + 1}" if several else label
+        result.append(Group(name, kind, family, channels, members))
+    return tuple(result)
+
+
+def _kind(
+    channel: int, heads: np.ndarray, inside: np.ndarray, summed: np.ndarray, axes: Sequence[Axis], ndim: dict[str, int]
+) -> str:
+    if heads[channel]:
+        return "heads"
+    if inside[channel]:
+        return "head_dims"
+    makes_tokens = any(a.role == "out" and ndim.get(a.tensor) == 2 for a in axes)
+    if not makes_tokens:
+        return "conv"
+    return "embedding" if summed[channel] else "mlp"
+
+
+def _name(label: str, axes: Sequence[Axis]) -> str:
+    """Returns the path of the first module that makes the channels, or of the block around heads and their dimensions."""
+    maker = next((a for a in axes if a.role == "out"), axes[0])
+    module = maker.tensor.rsplit(".", 1)[0]
+    if label.startswith("head"):
+        parent = module.rsplit(".", 1)[0] if "." in module else module
+        return f"{parent}:{label.removeprefix('head_')}"
+    return module
+
+
+def _part(axis: Axis, count: int, types: dict[str, str]) -> tuple[str, str, int, int]:
+    module, _, leaf = axis.tensor.rpartition(".")
+    return types.get(module, ""), leaf, axis.dim, count
+
+
+def _fibres(links: Sequence[Link], num_channels: int) -> Ints:
+    """Returns per channel the number of the fibre inside one head (or of one tensor) that it lies in, -1 if none."""
+    fibre = np.full(num_channels + 1, -1, np.int64)
+    number = 0
+    for link in links:
+        for node in link.nodes:
+            free = node.channels >= 0
+            if free.all() and np.unique(node.owners).size == 1:
+                fibre[node.channels] = number
+                number += 1
+    return fibre
+
+
+def _arrange(channels: Ints, fibre: Ints) -> Ints:
+    """Returns channels as fibres x width; one row if they do not fall into equal fibres."""
+    ids = fibre[channels]
+    numbers, counts = np.unique(ids, return_counts=True)
+    if numbers.size > 1 and numbers[0] >= 0 and (counts == counts[0]).all():
+        return channels[np.argsort(ids, kind="stable")].reshape(numbers.size, -1)
+    return channels.reshape(1, -1)
+
+
+def residuals(trace: Trace) -> tuple[Residual, ...]:
+    """Returns the sums x + f(x) of the trace, f being everything between x and the sum."""
+    found = []
+    for node, trunk, tip, where, _ in trace.sums:
+        branch: set[int] = set()
+        pending = [tip]
+        while pending:
+            current = pending.pop()
+            if current == trunk or current in branch or current < 0:
+                continue
+            if current < trunk:
+                branch.clear()
+                break
+            branch.add(current)
+            pending += trace.edges[current]
+        modules = sorted({trace.modules[i] for i in branch if trace.modules[i] != where})
+        if modules and trunk < tip < node:
+            found.append(Residual(where, tuple(m for m in modules if m)))
+    return tuple(found)
+
+
+def batch_size(inputs: object) -> int:
+    """Returns the size of the first dimension of the first tensor among the example inputs."""
+    if isinstance(inputs, torch.Tensor):
+        return int(inputs.shape[0]) if inputs.ndim else 1
+    values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else ()
+    return next((batch_size(v) for v in values if isinstance(v, (torch.Tensor, dict, tuple, list))), 1)

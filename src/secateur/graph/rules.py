@@ -1,0 +1,130 @@
+"""The registry of operator rules, and what a rule is given.
+
+A rule is one short function: it takes a `Call` and returns the labels of the output (a tuple of them for several
+outputs). It sees shapes and labels, never values, and says what it knows through `call.relations`. Operators tagged
+pointwise by torch need no rule, operators that torch can decompose are decomposed, and whatever an operator without a
+rule touches is frozen and reported by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, slices, varying
+from secateur.graph.relations import Operand, Relations
+from secateur.graph.sizes import Expression, expression_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator: its arguments by the names of its schema, its output, and the integers of the call.
+
+    `integers` are those that the Python caller passed, in order, with their expressions where they have one.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    output: Any
+    relations: Relations
+    integers: tuple[int, ...]
+    mark_role: Callable[[Ints, str], None]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    def shape(self, name: str) -> Shape:
+        """Returns the shape of a tensor argument."""
+        return tuple(self.arguments[name].shape)
+
+    def labels(self, name: str) -> Labels:
+        """Returns the labels of a tensor argument; none if it is absent."""
+        return labels_of(self.arguments.get(name))
+
+    def operand(self, name: str, rank: int) -> Operand:
+        """Returns a tensor argument aligned to the right of an index space of `rank` dimensions."""
+        return operand_of(self.arguments[name], rank)
+
+    def axis(self, name: str = "dim", of: str = "self") -> int:
+        """Returns a dimension argument as a non-negative number."""
+        return int(self.arguments[name] or 0) % max(1, self.arguments[of].ndim)
+
+    def expressions(self, values: Sequence[int]) -> list[Expression]:
+        """Returns, for a run of integers that the operator received, the expressions that the caller passed for them."""
+        wanted, given = list(values), self.integers
+        for start in range(len(given) - len(wanted) + 1):
+            if list(map(int, given[start : start + len(wanted)])) == wanted:
+                return [expression_of(v) for v in given[start : start + len(wanted)]]
+        return [int(v) for v in values]
+
+
+Rule = Callable[[Call], Labels | tuple[Labels, ...]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the decorated function as the rule of the aten operators `names`; refuses a second registration."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"operator {name!r} has a rule already: {RULES[name].__name__}")
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def operand_of(tensor: torch.Tensor, rank: int) -> Operand:
+    """Returns a tensor's components and sizes aligned to the right of `rank` dimensions."""
+    shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
+    return Operand(tuple(align_right(a, rank) for a in labels_of(tensor).arrays), shape)
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yields all tensors in nested arguments."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def hold_positions(relations: Relations, array: Ints, axis: int, reason: str) -> None:
+    """Positions along `axis` have a meaning of their own: no index there may vanish and shift the others."""
+    if varying(array) == {axis} or (relations.fibre_of(array) < 0).any():
+        relations.freeze(array, reason)
+    elif relations.is_width_axis(array, axis):
+        relations.freeze(array, reason, channel_only=True)
+    else:
+        relations.pin(slices(array, [axis]), reason)
+
+
+def elementwise(call: Call) -> Labels:
+    """Operands meet element by element, with broadcasting."""
+    rank = call.output.ndim if isinstance(call.output, torch.Tensor) else max(t.ndim for t in tensors_in(call.output))
+    tensors = list(tensors_in(call.arguments))
+    arrays = call.relations.join([operand_of(t, rank) for t in tensors]) if tensors else ()
+    return Labels(arrays, _scale(call, tensors, rank), all(labels_of(t).is_parameter for t in tensors))
+
+
+def _scale(call: Call, tensors: list[torch.Tensor], rank: int) -> tuple[Ints, ...] | None:
+    """Returns the labels whose scaling scales the output (see `Labels.scale`): sums need those of all operands."""
+    found = [labels_of(t).scale for t in tensors]
+    if call.name in ("add", "sub") and len(tensors) == 2:
+        parts = found if all(s is not None for s in found) else None
+    elif call.name in ("mul", "div", "neg", "clone", "contiguous"):
+        parts = [s for t, s in zip(tensors, found, strict=True) if labels_of(t).arrays][:1]
+        others = sum(bool(labels_of(t).arrays) for t in tensors)
+        parts = parts if others == 1 else None
+    else:
+        parts = None
+    if parts is None or any(s is None for s in parts):
+        return None
+    return tuple(align_right(a, rank) for s in parts if s is not None for a in s)

@@ -1,0 +1,370 @@
+"""Rules of the operators that move elements without computing: executed on the label arrays themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secateur.graph.labels import CONSTANT, Ints, Labels, Shape, align_blocks, align_right, regroup, slices, varying
+from secateur.graph.relations import Operand, Relations
+from secateur.graph.rules import Call, hold_positions, labels_of, rule
+from secateur.graph.sizes import Expression, Product, Quotient, RawExtent
+
+FIXED_SIZE = "its size comes from a constant or an expression that cannot be followed"
+FIXED_POSITION = "a fixed position along it is read"
+
+
+@rule("clone", "contiguous", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh", "view_as_real", "pin_memory")
+def same_labels(call: Call) -> Labels:
+    return call.labels("self").map(lambda a: a)
+
+
+@rule("dropout", "feature_dropout", "alpha_dropout", "native_dropout")
+def dropout(call: Call) -> Labels:
+    return call.labels("input").map(lambda a: a)
+
+
+@rule("permute")
+def permute(call: Call) -> Labels:
+    return call.labels("self").map(lambda a: a.transpose(call["dims"]))
+
+
+@rule("transpose")
+def transpose(call: Call) -> Labels:
+    return call.labels("self").map(lambda a: a.swapaxes(call["dim0"], call["dim1"]))
+
+
+@rule("t", "numpy_T")
+def t(call: Call) -> Labels:
+    return call.labels("self").map(lambda a: a.T)
+
+
+@rule("unsqueeze")
+def unsqueeze(call: Call) -> Labels:
+    axis = call["dim"] % (call["self"].ndim + 1)
+    return call.labels("self").map(lambda a: np.expand_dims(a, axis))
+
+
+@rule("expand", "broadcast_to")
+def expand(call: Call) -> Labels:
+    rank = call.output.ndim
+    return call.labels("self").map(lambda a: align_right(a, rank))
+
+
+@rule("squeeze", "view", "reshape", "_unsafe_view", "_reshape_alias", "unflatten", "flatten", "view_as", "reshape_as")
+def view(call: Call) -> Labels:
+    """Any change of shape that keeps the order of the elements."""
+    old, new = call.shape("self"), tuple(call.output.shape)
+    labels = call.labels("self")
+    if not labels.arrays:
+        return labels
+    blocks = align_blocks(old, new)
+    specs = _view_specs(call, new)
+    for array in labels.arrays:
+        after = regroup(array, old, new, blocks)
+        for left, right in blocks:
+            if any(array.shape[i] > 1 for i in left):
+                _constrain_block(call.relations, (array, old, left), (after, right), specs)
+    return labels.map(lambda a: regroup(a, old, new, blocks))
+
+
+def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
+    """Returns what the caller gave as size of each new dimension; None where torch works it out itself."""
+    if call["size"] is not None:
+        given = call["size"]
+    elif call["shape"] is not None:
+        given = call["shape"]
+    else:
+        return [None] * len(new)
+    if call.name == "unflatten":
+        specs: list[Expression | None] = [None] * len(new)
+        axis = call.axis()
+        values: list[int] = list(call["sizes"])
+        specs[axis : axis + len(values)] = [None if e == -1 else e for e in call.expressions(values)]
+        return specs
+    return [None if e == -1 else e for e in call.expressions(given)]
+
+
+def _fix(relations: Relations, array: Ints, axis: int, extent: RawExtent) -> None:
+    """The size along `axis` cannot change."""
+    if extent.kind == "rows":
+        relations.pin(extent.labels, FIXED_SIZE)
+    else:
+        relations.freeze(array, FIXED_SIZE, channel_only=extent.kind == "width")
+
+
+def _constrain_block(
+    relations: Relations,
+    source: tuple[Ints, Shape, range],
+    target: tuple[Ints, range],
+    specs: list[Expression | None],
+) -> None:
+    """Relations that come from merging and splitting dimensions along which the label varies."""
+    array, old, left = source
+    after, right = target
+    if len([i for i in left if array.shape[i] > 1]) > 1:
+        _keep_order(relations, array, left, old)
+    split = [i for i in right if after.shape[i] > 1]
+    if len(split) > 1:
+        relations.add_fibres(slices(after, [i for i in range(after.ndim) if i != split[-1]]))
+    for axis in split:
+        extent = relations.extent(after, axis)
+        spec = specs[axis]
+        if spec is None or relations.bind(spec, extent) or _bind_quotient(relations, after, axis, specs):
+            continue
+        _fix(relations, after, axis, extent)
+
+
+def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Expression | None]) -> bool:
+    """A size n // h beside one of h is right exactly when h x width goes on to equal n: notes that, if it is so."""
+    spec = specs[axis]
+    if not isinstance(spec, Quotient):
+        return False
+    for other, beside in enumerate(specs):
+        copies = 1
+        if isinstance(beside, Product) and isinstance(beside.left, int):
+            copies, beside = beside.left, beside.right
+        if other != axis and beside == spec.right:
+            flat = slices(array, [i for i in range(array.ndim) if i not in (axis, other)])
+            return all(relations.bind(spec.left, RawExtent(row[None], "count", copies)) for row in flat)
+    return False
+
+
+def _keep_order(relations: Relations, array: Ints, before: range, old: Shape) -> None:
+    """Survivors keep their order in a merged dimension only where each fibre lies in one piece; else columns go together."""
+    full = [old[i] if i in before else n for i, n in enumerate(array.shape)]
+    order = [i for i in range(array.ndim) if i not in before] + list(before)
+    flat = np.broadcast_to(array, full).transpose(order).reshape(-1, int(np.prod([old[i] for i in before])))
+    ids = relations.fibre_of(flat)
+    if (ids < 0).any():
+        relations.freeze(array, "dimensions without a common layout are merged")
+        return
+    for labels, row in zip(flat, ids, strict=True):
+        starts = np.count_nonzero(np.diff(row)) + 1
+        if starts == np.unique(row).size:
+            continue
+        members = np.argsort(row, kind="stable")
+        columns = labels[members].reshape(np.unique(row).size, -1).T
+        relations.bundle(columns)
+
+
+@rule("select")
+def select(call: Call) -> Labels:
+    axis = call.axis()
+    return _pick(call, axis).map(lambda a: a.take(call["index"] if a.shape[axis] > 1 else 0, axis))
+
+
+@rule("slice", "narrow")
+def slice_(call: Call) -> Labels:
+    axis = call.axis()
+    size = call.shape("self")[axis]
+    if tuple(call.output.shape) == call.shape("self") and (call["step"] or 1) == 1:
+        return call.labels("self").map(lambda a: a)
+    if call.name == "narrow":
+        taken = slice(call["start"], call["start"] + call["length"])
+    else:
+        taken = slice(*slice(call["start"], call["end"], call["step"]).indices(size))
+    index = [slice(None)] * call["self"].ndim
+    index[axis] = taken
+    return _pick(call, axis).map(lambda a: a[tuple(index)] if a.shape[axis] > 1 else a)
+
+
+def _pick(call: Call, axis: int) -> Labels:
+    """Returns the labels of `self` after noting that fixed positions along `axis` are read."""
+    labels = call.labels("self")
+    for array in labels.arrays:
+        if array.shape[axis] > 1:
+            hold_positions(call.relations, array, axis, FIXED_POSITION)
+    return labels
+
+
+@rule("unbind")
+def unbind(call: Call) -> tuple[Labels, ...]:
+    axis = call.axis()
+    labels = _pick(call, axis)
+    return tuple(
+        labels.map(lambda a, i=i: a.take(i if a.shape[axis] > 1 else 0, axis)) for i in range(call.shape("self")[axis])
+    )
+
+
+@rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")
+def split(call: Call) -> tuple[Labels, ...]:
+    """Consecutive pieces. Equal ones stay equal; each piece of a given size must go on to have it."""
+    axis = call.axis()
+    labels = call.labels("self")
+    sizes = [int(piece.shape[axis]) for piece in call.output]
+    edges = np.cumsum([0, *sizes])
+    for array in labels.arrays:
+        if array.shape[axis] > 1:
+            _constrain_split(call, array, axis, sizes)
+    pieces = []
+    for i in range(len(sizes)):
+        index = [slice(None)] * call["self"].ndim
+        index[axis] = slice(int(edges[i]), int(edges[i + 1]))
+        pieces.append(labels.map(lambda a, index=tuple(index): a[index] if a.shape[axis] > 1 else a))
+    return tuple(pieces)
+
+
+def _constrain_split(call: Call, array: Ints, axis: int, sizes: list[int]) -> None:
+    relations = call.relations
+    if varying(array) != {axis} and not relations.is_width_axis(array, axis):
+        hold_positions(relations, array, axis, FIXED_POSITION)
+        return
+    outer = [i for i in range(array.ndim) if i != axis]
+    if len(set(sizes)) == 1 and sizes[0] > 1:
+        rows = slices(array, outer).reshape(-1, sizes[0])
+        relations.add_fibres(rows)
+        given = call["split_size"] if call.name in ("split", "unsafe_split") else None
+        values = [given] if isinstance(given, int) else list(given or call["split_sizes"] or ())
+        if not values or all(relations.bind(e, RawExtent(rows, "width")) for e in call.expressions(values)):
+            return
+    elif call.name in ("split", "split_with_sizes") and varying(array) == {axis}:
+        values = call["split_sizes"] if call["split_sizes"] is not None else call["split_size"]
+        if not isinstance(values, int):
+            pieces = np.split(array.ravel(), np.cumsum(sizes)[:-1])
+            for expression, piece in zip(call.expressions(values), pieces, strict=True):
+                if not relations.bind(expression, RawExtent(piece[None], "count")):
+                    relations.freeze(piece, FIXED_SIZE)
+            return
+    relations.freeze(array, FIXED_SIZE, channel_only=varying(array) != {axis})
+
+
+@rule("cat", "concat", "concatenate")
+def cat(call: Call) -> Labels:
+    tensors = [t for t in call["tensors"] if t.numel() or t.ndim == call.output.ndim]
+    rank = call.output.ndim
+    axis = call["dim"] % rank if call["dim"] else 0
+    all_labels = [labels_of(t) for t in tensors]
+    rest: list[Operand] = []
+    along: list[Ints] = []
+    for tensor, labels in zip(tensors, all_labels, strict=True):
+        shape = tuple(1 if i == axis else n for i, n in enumerate(tensor.shape))
+        here = [a for a in labels.arrays if a.shape[axis] > 1]
+        rest.append(Operand(tuple(a for a in labels.arrays if a.shape[axis] == 1), shape))
+        for extra in here[1:]:
+            call.relations.freeze(extra, "concatenated along one of several labelled dimensions")
+        constant = np.full([tensor.shape[axis] if i == axis else 1 for i in range(rank)], CONSTANT, np.int64)
+        along.append(here[0] if here else constant)
+    arrays = call.relations.join(rest)
+    if any(a.size > a.shape[axis] or (a != CONSTANT).any() for a in along):
+        arrays = (*arrays, _concatenate(along, axis))
+    scales = [lab.scale for lab in all_labels]
+    scale = None
+    if all(s is not None and len(s) == 1 and s[0].shape[axis] > 1 for s in scales):
+        scale = (_concatenate([s[0] for s in scales if s is not None], axis),)
+    return Labels(arrays, scale, all(lab.is_parameter for lab in all_labels))
+
+
+def _concatenate(arrays: list[Ints], axis: int) -> Ints:
+    common = np.max([a.shape for a in arrays], axis=0)
+    full = [[a.shape[axis] if i == axis else int(n) for i, n in enumerate(common)] for a in arrays]
+    return np.concatenate([np.broadcast_to(a, s) for a, s in zip(arrays, full, strict=True)], axis)
+
+
+@rule("stack")
+def stack(call: Call) -> Labels:
+    """Position j of each operand comes to stand beside position j of the others: their widths stay equal."""
+    axis = call["dim"] % call.output.ndim if call["dim"] else 0
+    all_labels = [labels_of(t) for t in call["tensors"]]
+    count = {len(lab.arrays) for lab in all_labels}
+    if count == {0}:
+        return Labels()
+    shapes = {tuple(a.shape for a in lab.arrays) for lab in all_labels}
+    if len(shapes) != 1:
+        for lab in all_labels:
+            for array in lab.arrays:
+                call.relations.freeze(array, "stacked beside tensors that are labelled otherwise")
+        return Labels()
+    stacked = []
+    for parts in zip(*(lab.arrays for lab in all_labels), strict=True):
+        array = np.stack(parts, axis)
+        if (array == array.take([0], axis)).all():
+            array = array.take([0], axis)
+        elif varying(parts[0]):
+            width = max(varying(parts[0]))
+            call.relations.add_fibres(np.concatenate([slices(p, [i for i in range(p.ndim) if i != width]) for p in parts]))
+        stacked.append(array)
+    return Labels(tuple(stacked))
+
+
+@rule("repeat", "tile")
+def repeat(call: Call) -> Labels:
+    times = call["repeats"] if call["repeats"] is not None else call["dims"]
+    rank = call.output.ndim
+    times = [1] * (rank - len(times)) + list(times)
+
+    def tile(a: Ints) -> Ints:
+        a = align_right(a, rank)
+        return np.tile(a, [n if a.shape[i] > 1 else 1 for i, n in enumerate(times)])
+
+    return call.labels("self").map(tile)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Labels:
+    axis, times = call["dim"], call["repeats"]
+    labels = call.labels("self")
+    if axis is None or not isinstance(times, int):
+        for array in labels.arrays:
+            call.relations.freeze(array, "repeated by a tensor of counts")
+        return Labels()
+    axis %= call["self"].ndim
+    return labels.map(lambda a: np.repeat(a, times, axis) if a.shape[axis] > 1 else a)
+
+
+@rule("flip", "roll")
+def reorder(call: Call) -> Labels:
+    labels = call.labels("self")
+    for axis in call["dims"] or range(call["self"].ndim):
+        for array in labels.arrays:
+            if array.shape[axis] > 1:
+                hold_positions(call.relations, array, axis % array.ndim, FIXED_POSITION)
+    return labels.map(lambda a: a)
+
+
+@rule("pad", "constant_pad_nd")
+def pad(call: Call) -> Labels:
+    rank = call.output.ndim
+    amounts = {rank - 1 - i // 2: (call["pad"][i], call["pad"][i + 1]) for i in range(0, len(call["pad"]), 2)}
+    labels = call.labels("self")
+    for axis, (left, right) in amounts.items():
+        for array in labels.arrays:
+            if array.shape[axis] > 1 and (min(left, right) < 0 or call["mode"] not in (None, "constant")):
+                call.relations.freeze(array, "padded by its own elements, or cropped")
+
+    def widen(a: Ints) -> Ints:
+        width = [amounts.get(i, (0, 0)) if a.shape[i] > 1 else (0, 0) for i in range(rank)]
+        if min(min(w) for w in width) < 0:
+            cropped = [slice(max(0, -lo), n - max(0, -hi)) for n, (lo, hi) in zip(a.shape, width, strict=True)]
+            a = a[tuple(cropped)]
+        return np.pad(a, [(max(0, lo), max(0, hi)) for lo, hi in width], constant_values=CONSTANT)
+
+    return Labels(tuple(widen(a) for a in labels.arrays), None, labels.is_parameter)
+
+
+@rule("index", "index_select", "embedding")
+def index(call: Call) -> Labels:
+    """Reading by a tensor of positions: the positions have a meaning, what lies along other dimensions passes."""
+    name = "weight" if call.name == "embedding" else "self"
+    source = call[name]
+    if call.name == "embedding":
+        where = {0: call["indices"]}
+    elif call.name == "index_select":
+        where = {call.axis(): call["index"]}
+    else:
+        where = {i: t for i, t in enumerate(call["indices"]) if t is not None}
+    labels = call.labels(name)
+    for axis in where:
+        for array in labels.arrays:
+            if array.shape[axis] > 1:
+                hold_positions(call.relations, array, axis, "read by a table of positions")
+    added = call.output.ndim - (source.ndim - len(where))
+    contiguous = max(where) - min(where) + 1 == len(where)
+    at = min(where) if contiguous else 0
+
+    def move(a: Ints) -> Ints:
+        kept = [n for i, n in enumerate(a.shape) if i not in where]
+        return a.reshape(kept[:at] + [1] * added + kept[at:])
+
+    passing = [a for a in labels.arrays if not varying(a) & set(where)]
+    scale = None if labels.scale is None else [a for a in labels.scale if not varying(a) & set(where)]
+    return Labels(tuple(map(move, passing)), None if scale is None else tuple(map(move, scale)), labels.is_parameter)

@@ -1,0 +1,187 @@
+"""Integers that remember where they came from, so that the trace learns what decides the size of each axis.
+
+While a model is traced, the integer attributes of its modules and of their configs, and the sizes read from labelled
+tensors, are `Size` objects: ordinary integers for every user of theirs, which carry an expression through arithmetic.
+When one arrives as a shape argument, the expression tells which attribute must be changed after a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.graph.labels import Ints
+
+
+@dataclass(frozen=True)
+class FromAttribute:
+    """The integer attribute found by following `path` from the module at path `module`."""
+
+    module: str
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RawExtent:
+    """A size read from labels (R x W): survivors per row (`width`), rows not empty (`rows`), all survivors (`count`).
+
+    The size is that number divided by `divisor` (a batch, where a dimension holds batch x heads).
+    """
+
+    labels: Ints
+    kind: Literal["width", "rows", "count"]
+    divisor: int = 1
+
+    def same_as(self, other: RawExtent) -> bool:
+        """True when both read the same labels in the same way."""
+        alike = self.kind == other.kind and self.divisor == other.divisor
+        return alike and np.array_equal(self.labels, other.labels)
+
+
+@dataclass(frozen=True)
+class Product:
+    """left x right."""
+
+    left: Expression
+    right: Expression
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """left // right."""
+
+    left: Expression
+    right: Expression
+
+
+@dataclass(frozen=True)
+class Other:
+    """Any expression that is not followed further."""
+
+
+Expression = FromAttribute | RawExtent | Product | Quotient | Other | int
+Compare = Callable[[Expression, Expression], None]
+
+
+class Size(int):
+    """An integer with the `expression` that it was computed from."""
+
+    expression: Expression
+    on_compare: Compare | None
+
+    def __new__(cls, value: int, expression: Expression, on_compare: Compare | None = None) -> Size:
+        size = super().__new__(cls, value)
+        size.expression = expression
+        size.on_compare = on_compare
+        return size
+
+    def _with(self, value: int, expression: Expression) -> Size:
+        return Size(value, expression, self.on_compare)
+
+    def __mul__(self, other: Any) -> Any:
+        if type(other) not in (int, Size):
+            return int(self) * other
+        return self._with(int(self) * int(other), product(self.expression, expression_of(other)))
+
+    def __rmul__(self, other: Any) -> Any:
+        if type(other) is not int:
+            return other * int(self)
+        return self._with(other * int(self), product(other, self.expression))
+
+    def __floordiv__(self, other: Any) -> Any:
+        if type(other) not in (int, Size):
+            return int(self) // other
+        return self._with(int(self) // int(other), Quotient(self.expression, expression_of(other)))
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        if type(other) is not int:
+            return other // int(self)
+        return self._with(other // int(self), Quotient(other, self.expression))
+
+    def __add__(self, other: Any) -> Any:
+        result = int(self) + other
+        return self._with(result, Other()) if type(result) is int else result
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        result = int(self) - other
+        return self._with(result, Other()) if type(result) is int else result
+
+    def __eq__(self, other: object) -> bool:
+        equal = int(self) == (int(other) if isinstance(other, Size) else other)
+        if equal and isinstance(other, Size) and self.on_compare is not None:
+            self.on_compare(self.expression, other.expression)
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Size:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+def product(left: Expression, right: Expression) -> Expression:
+    """Returns left x right with a plain integer, if there is one, on the left and dropped when it is 1."""
+    if isinstance(right, int):
+        left, right = right, left
+    return right if left == 1 else Product(left, right)
+
+
+def expression_of(value: int) -> Expression:
+    """Returns the expression of a `Size`, or the plain integer itself."""
+    return value.expression if isinstance(value, Size) else int(value)
+
+
+def _holders(model: nn.Module) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:
+    """Yields module path, path of the holder inside the module, and the attribute dictionary of each holder once.
+
+    A holder is a module, or a plain object with attributes that a module keeps (a Hugging Face config, say).
+    """
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        yield name, (), vars(module)
+        for key, value in list(vars(module).items()):
+            plain = hasattr(value, "__dict__") and not isinstance(value, (nn.Module, torch.Tensor, type))
+            if plain and not callable(value) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, (key,), vars(value)
+
+
+def install(model: nn.Module, on_compare: Compare) -> None:
+    """Replaces the integer attributes of `model` (a throw-away copy), also those in tuples and lists, by `Size`s."""
+    for name, holder, attributes in _holders(model):
+        for key, value in list(attributes.items()):
+            if not isinstance(key, str) or key.startswith("_"):
+                continue
+            path = (*holder, key)
+            if type(value) is int:
+                attributes[key] = Size(value, FromAttribute(name, path), on_compare)
+            elif type(value) in (tuple, list, torch.Size) and value and all(type(v) is int for v in value):
+                sizes = [Size(v, FromAttribute(name, (*path, i)), on_compare) for i, v in enumerate(value)]
+                attributes[key] = type(value)(sizes)
+
+
+def sizes_in(arguments: object) -> Iterator[int]:
+    """Yields all integers in nested call arguments, in order."""
+    if isinstance(arguments, int) and not isinstance(arguments, bool):
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for item in arguments:
+            yield from sizes_in(item)
+    elif isinstance(arguments, dict):
+        for item in arguments.values():
+            yield from sizes_in(item)
+    elif isinstance(arguments, slice):
+        yield from sizes_in((arguments.start, arguments.stop))

@@ -1,0 +1,317 @@
+"""Runs a model once on the meta device, with labels on every tensor. The model itself is never touched.
+
+The run happens on a *skeleton*: a deep copy whose tensors live on `meta`, so that a model of any size is copied in
+milliseconds and nothing of the user's can be disturbed. Inside `inference_mode` torch hands over operators before it
+decomposes them (`linear`, `layer_norm`, `scaled_dot_product_attention`), which keeps rules few and the run short.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import TraceError
+from secateur.graph import rules_compute, rules_shape  # noqa: F401  (they fill the registry)
+from secateur.graph.labels import Ints, Labels, attach, labels_of, varying
+from secateur.graph.relations import Relations
+from secateur.graph.rules import RULES, Call, elementwise, tensors_in
+from secateur.graph.sizes import Size, install, sizes_in
+
+_HERE = __file__.rsplit("/", 1)[0] + "/"
+_TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
+
+
+class Trace:
+    """The record of one run: relations of labels, and which label belongs to which index of which tensor."""
+
+    def __init__(self) -> None:
+        self.relations = Relations(self.where)
+        self.axes: list[tuple[str, int, Ints]] = []
+        self.roles: dict[int, str] = {}
+        self.path: list[str] = []
+        self.edges: list[tuple[int, ...]] = []
+        self.sums: list[tuple[int, int, int, str, tuple[Ints, ...]]] = []
+        self.modules: list[str] = []
+        self.unknown: dict[str, str] = {}
+        self.output_shapes: tuple[tuple[int, ...], ...] = ()
+
+    def where(self) -> str:
+        """Returns the module path and source line of the user's code that is running."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not name.startswith((_HERE, _TORCH, "<")):
+                break
+            frame = frame.f_back
+        at = f"{'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno}" if frame else "?"
+        return f"{self.path[-1] if self.path and self.path[-1] else 'the model'} ({at})"
+
+    def label(self, name: str, tensor: torch.Tensor) -> None:
+        """Gives every index along every dimension of a parameter or buffer a label."""
+        if not tensor.is_floating_point():
+            return
+        arrays = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                labels = self.relations.new_labels(size)
+                self.axes.append((name, dim, labels))
+                arrays.append(labels.reshape([-1 if i == dim else 1 for i in range(tensor.ndim)]))
+        attach(tensor, Labels(tuple(arrays), tuple(arrays), True))
+
+    def mark_role(self, array: Ints, role: str) -> None:
+        """Notes what the labels of `array` do in a weight."""
+        first = int(array.ravel()[0])
+        self.roles.setdefault(first, role)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees calls before torch turns integer subclasses into plain integers."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+        self.integers: tuple[int, ...] = ()
+        self._opened: dict[Any, Any] = {}
+
+    def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.shape:
+            return torch.Size(self._sizes(args[0]))
+        if func is torch.Tensor.size:
+            sizes = self._sizes(args[0])
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return torch.Size(sizes) if dim is None else sizes[dim]
+        if isinstance(func, types.FunctionType) and func.__globals__.get("__name__") in _OPENED:
+            with self:
+                return self._open(func)(*args, **kwargs)
+        self.integers = tuple(sizes_in((args, kwargs)))
+        return func(*args, **kwargs)
+
+    def _sizes(self, tensor: torch.Tensor) -> list[int]:
+        """Returns the shape, with an expression where a dimension is labelled."""
+        with torch._C.DisableTorchFunction():
+            sizes = list(tensor.shape)
+        for array in labels_of(tensor).arrays:
+            for axis in varying(array):
+                extent = self.trace.relations.extent(array, axis)
+                sizes[axis] = Size(sizes[axis], extent, self.trace.relations.compare)
+        return sizes
+
+    def _open(self, func: types.FunctionType) -> Any:
+        """Returns `func`, written in Python, as a function that does not ask for overrides: its inside is seen too."""
+        if func not in self._opened:
+            never = {n: _never for n in func.__globals__ if n.startswith("has_torch_function")}
+            opened = types.FunctionType(
+                func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__, func.__closure__
+            )
+            opened.__kwdefaults__ = func.__kwdefaults__
+            self._opened[func] = opened
+        return self._opened[func]
+
+
+_OPENED = ("torch.nn.functional", "torch.functional")
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+class _Operators(TorchDispatchMode):
+    """Applies the rule of each operator that runs."""
+
+    def __init__(self, trace: Trace, functions: _Functions) -> None:
+        super().__init__()
+        self.trace = trace
+        self.functions = functions
+        self._schemas: dict[Any, tuple[list[str], dict[str, Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[-1]
+        base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        pointwise = torch.Tag.pointwise in func.tags
+        if base not in RULES and not pointwise and func._can_decompose():
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        output = func(*args, **kwargs)
+        outputs = list(tensors_in(output))
+        if not outputs:
+            return output
+        call = Call(
+            base,
+            self._arguments(func, args, kwargs),
+            output,
+            self.trace.relations,
+            self.functions.integers,
+            self.trace.mark_role,
+        )
+        inputs = list(tensors_in(call.arguments))
+        labels = self._labels(call, inputs, base, pointwise)
+        self._attach(call, inputs, outputs, labels, in_place=base != name)
+        return output
+
+    def _arguments(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+        """Returns all arguments by name, defaults included."""
+        if func not in self._schemas:
+            arguments = func._schema.arguments
+            self._schemas[func] = [a.name for a in arguments], {a.name: a.default_value for a in arguments}
+        names, defaults = self._schemas[func]
+        return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+    def _labels(self, call: Call, inputs: list[torch.Tensor], base: str, pointwise: bool) -> tuple[Labels, ...]:
+        if base in RULES:
+            result = RULES[base](call)
+            return result if isinstance(result, tuple) else (result,)
+        if not any(labels_of(t).arrays for t in inputs):
+            return ()
+        if pointwise or base in _POINTWISE:
+            return (elementwise(call),)
+        self.trace.unknown[base] = self.trace.where()
+        for tensor in inputs:
+            for array in labels_of(tensor).arrays:
+                self.trace.relations.freeze(array, f"no rule for the operator aten.{base}")
+        return ()
+
+    def _attach(
+        self, call: Call, inputs: list[torch.Tensor], outputs: list[torch.Tensor], labels: Sequence[Labels], in_place: bool
+    ) -> None:
+        trace = self.trace
+        nodes = tuple(sorted({labels_of(t).node for t in inputs}))
+        trace.edges.append(nodes)
+        trace.modules.append(trace.path[-1] if trace.path else "")
+        node = len(trace.edges) - 1
+        if call.name == "add" and len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            a, b = (labels_of(t).node for t in inputs)
+            if a >= 0 and b >= 0 and labels and labels_of(inputs[0]).arrays and labels_of(inputs[1]).arrays:
+                trace.sums.append((node, min(a, b), max(a, b), trace.path[-1] if trace.path else "", labels[0].arrays))
+        if in_place and _is_part(outputs[0]):
+            for array in (a for t in inputs for a in labels_of(t).arrays):
+                trace.relations.freeze(array, f"written in place into a part of a tensor by aten.{call.name}_")
+        for tensor, lab in zip(outputs, (*labels, *[Labels()] * len(outputs)), strict=False):
+            attach(tensor, Labels(lab.arrays, lab.scale, lab.is_parameter, node))
+
+
+_POINTWISE = {"copy", "fill", "zero", "masked_fill", "bernoulli", "lerp", "hardtanh", "gelu", "prelu", "rrelu", "glu_jvp"}
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+
+
+def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> nn.Module:
+    """Returns a deep copy of `model` in eval mode whose tensors are on `meta`, with other `shapes` where given by name.
+
+    Raises TraceError when the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    shapes = shapes or {}
+    with torch.inference_mode():
+        for name, tensor in _named_tensors(model):
+            empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        for module in model.modules():
+            for value in vars(module).values():
+                for tensor in tensors_in(value):
+                    memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+        try:
+            return copy.deepcopy(model, memo).eval()
+        except Exception as error:
+            raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields parameters and buffers, each once, under the first of its names."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def to_meta(value: Any) -> Any:
+    """Returns nested example inputs with all tensors on `meta`."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_meta(v) for v in value)
+    if isinstance(value, dict):
+        return {k: to_meta(v) for k, v in value.items()}
+    return value
+
+
+@contextmanager
+def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
+    def enter(name: str) -> Any:
+        return lambda module, args: path.append(name)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        path.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=False))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns positional and keyword arguments for example inputs given as a tensor, a tuple or a dict."""
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def run(model: nn.Module, inputs: Any) -> Trace:
+    """Runs a skeleton on labels and returns the record. `model` is used up: its integers are replaced.
+
+    Raises TraceError, with the model's own error inside, when the model fails on these inputs.
+    """
+    trace = Trace()
+    install(model, trace.relations.compare)
+    args, kwargs = as_arguments(inputs)
+    functions = _Functions(trace)
+    mha_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(), _module_paths(model, trace.path):
+            for name, tensor in _named_tensors(model):
+                trace.label(name, tensor)
+            with _Operators(trace, functions), functions:
+                output = model(*to_meta(args), **to_meta(kwargs))
+    except Exception as error:
+        at = f" in {trace.path[-1]!r}" if trace.path and trace.path[-1] else ""
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((args, kwargs)))
+        raise TraceError(
+            f"the model ({type(model).__name__}) failed{at} on inputs of shape {shapes or 'none'}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(mha_fast_path)
+    tensors = output_tensors(output)
+    trace.output_shapes = tuple(tuple(t.shape) for t in tensors)
+    for tensor in tensors:
+        for array in labels_of(tensor).arrays:
+            trace.relations.freeze(array, "output of the model")
+    return trace
+
+
+def output_tensors(output: Any) -> list[torch.Tensor]:
+    """Returns all tensors in a model's output: tensor, tuple, list, dict (a Hugging Face output is one) or object."""
+    if isinstance(output, torch.Tensor) or isinstance(output, (tuple, list, dict)):
+        return list(tensors_in(output))
+    return list(tensors_in(vars(output))) if hasattr(output, "__dict__") else []

@@ -1,0 +1,18 @@
+"""What is shown and kept of a run: records, tables, figures, and descriptions of networks and plans."""
+
+from secateur.report.figure import save_figure
+from secateur.report.files import write_text, write_whole
+from secateur.report.results import Result, append_result, read_results
+from secateur.report.table import COLUMNS, markdown, table
+
+__all__ = [
+    "COLUMNS",
+    "Result",
+    "append_result",
+    "markdown",
+    "read_results",
+    "save_figure",
+    "table",
+    "write_text",
+    "write_whole",
+]

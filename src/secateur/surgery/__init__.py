@@ -1,0 +1,5 @@
+"""Surgery: carry a plan out."""
+
+from secateur.surgery.cut import cut, cut_
+
+__all__ = ["cut", "cut_"]

@@ -1,0 +1,100 @@
+"""The check after every cut: trace the cut model afresh, and compare it with what the plan says it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from secateur.allocation.plan import Plan
+from secateur.errors import CutError
+from secateur.graph.network import STAYS, Axis, Ints, Network
+
+
+def check(before: Network, after: Network, plan: Plan) -> None:
+    """Raises CutError unless `after`, traced on the cut model, is `before` restricted to the plan's survivors.
+
+    Compared are the shapes of all outputs, parameters and MACs with the predicted ones, and on every axis which indices
+    belong to one channel and to one head. A wrong rule for an operator shows as two indices that were tied and are not
+    any more, or the other way round.
+    """
+    if before.output_shapes != after.output_shapes:
+        raise CutError(f"the cut model's outputs have shapes {after.output_shapes}, not {before.output_shapes}")
+    if (after.params, after.macs) != (plan.params, plan.macs):
+        raise CutError(
+            f"the cut model has {after.params:,} parameters and {after.macs:,} MACs; the plan says {plan.params:,} and {plan.macs:,}"
+        )
+    removed = {(c.tensor, c.dim): np.asarray(c.removed, np.int64) for c in plan.cuts}
+    mask = _survivors(before, plan)
+    alone = _alone(before, mask)
+    new_axes = {(a.tensor, a.dim): a for a in after.axes}
+    pairs: list[tuple[str, int, Ints, Ints]] = []
+    for axis in before.axes:
+        new = new_axes.get((axis.tensor, axis.dim))
+        keep = np.ones(axis.channels.size, np.bool_)
+        keep[removed.get((axis.tensor, axis.dim), np.zeros(0, np.int64))] = False
+        if new is None and keep.sum() == 1:
+            continue  # a dimension of size 1 has no labels
+        if new is None or new.channels.size != keep.sum():
+            raise CutError(f"{axis.tensor}[dim {axis.dim}] should have {keep.sum()} indices after the cut")
+        pairs += _pairs(axis, new, keep)
+    _compare(pairs, alone)
+
+
+def _survivors(network: Network, plan: Plan) -> np.ndarray:
+    if plan.removed is not None and plan.network is network:
+        return network.mask(plan.removed)
+    mask = network.mask()
+    sizes = {(c.tensor, c.dim): c for c in plan.cuts}
+    for axis in network.axes:
+        cut = sizes.get((axis.tensor, axis.dim))
+        if cut is not None:
+            gone = np.zeros(axis.channels.size, np.bool_)
+            gone[list(cut.removed)] = True
+            dead = np.setdiff1d(axis.channels[gone], axis.channels[~gone])
+            mask[dead[dead >= 0]] = False
+            heads = np.setdiff1d(axis.owners[gone], axis.owners[~gone])
+            mask[heads[heads >= 0]] = False
+    return mask
+
+
+def _pairs(axis: Axis, new: Axis, keep: np.ndarray) -> Sequence[tuple[str, int, Ints, Ints]]:
+    return (
+        (axis.tensor, axis.dim, axis.channels[keep], new.channels),
+        (axis.tensor, axis.dim, axis.owners[keep], new.owners),
+    )
+
+
+def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
+    """Returns which channels are the last ones of their fibre: such a dimension has size 1, and so no labels."""
+    alone = np.zeros(network.num_channels + 1, np.bool_)
+    for group in network.groups:
+        alive = mask[group.channels]
+        for row in group.channels[(alive.sum(axis=1) == 1)]:
+            alone[row] = True
+        if alive.any(axis=1).sum() == 1:
+            alone[group.channels] |= alive.sum(axis=1, keepdims=True) == 1
+    return alone
+
+
+def _compare(pairs: Sequence[tuple[str, int, Ints, Ints]], alone: np.ndarray) -> None:
+    """Old and new channel numbers must map one to one over all axes; those that stay must stay."""
+    size = max((int(new.max(initial=STAYS)) for _, _, _, new in pairs), default=STAYS) + 2
+    forward = np.full(alone.size, -2, np.int64)
+    backward = np.full(size, -2, np.int64)
+    forward[STAYS] = STAYS
+    backward[STAYS] = STAYS
+    for tensor, dim, old, new in pairs:
+        seen = ~alone[old]
+        old, new = old[seen], new[seen]
+        unset = forward[old] == -2
+        forward[old[unset]] = new[unset]
+        unset = backward[new] == -2
+        backward[new[unset]] = old[unset]
+        wrong = (forward[old] != new) | (backward[new] != old)
+        if wrong.any():
+            index = int(np.flatnonzero(wrong)[0])
+            raise CutError(
+                f"after the cut, {int(wrong.sum())} indices of {tensor}[dim {dim}] (the first is survivor {index}) are tied to "
+                "others than before: a rule for an operator on its way is wrong; the model was left as it was"
+            )

@@ -1,0 +1,186 @@
+"""The cut: all new tensors are made and checked first, and only then put into the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.allocation.plan import AttributeChange, AxisCut, Plan, restore_inputs
+from secateur.errors import CutError, PlanError, TraceError
+from secateur.graph import trace
+from secateur.graph.groups import build, fingerprint
+from secateur.graph.tracer import run, skeleton
+from secateur.surgery.check import check
+
+REPORTED_SIZES: Mapping[type[nn.Module], tuple[tuple[str, str, int], ...]] = {
+    nn.Linear: (("out_features", "weight", 0), ("in_features", "weight", 1)),
+    nn.Embedding: (("num_embeddings", "weight", 0), ("embedding_dim", "weight", 1)),
+    nn.LayerNorm: (),
+    nn.GroupNorm: (("num_channels", "weight", 0),),
+    nn.modules.batchnorm._BatchNorm: (("num_features", "running_mean", 0),),
+}
+"""Attributes of torch's own modules that only report a size of one of their tensors: attribute, tensor, dimension."""
+
+
+def cut(model: nn.Module, plan: Plan) -> nn.Module:
+    """Returns a copy of `model` without what `plan` removes; see `cut_`."""
+    pruned = copy.deepcopy(model)
+    cut_(pruned, plan)
+    return pruned
+
+
+def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Removes from `model`, in place, what `plan` says: parameters, buffers, gradients, and sizes kept in attributes.
+
+    Parameters stay the same objects, so an optimizer keeps its references; its state is cut along when it is given.
+    Before anything changes, the cut model is traced on `meta` and compared with the plan (see `check`).
+
+    Raises PlanError when the plan was made for another architecture, CutError when the check fails; then the model and
+    the optimizer are as they were.
+    """
+    tensors = _tensors(model)
+    _validate(model, tensors, plan)
+    before = plan.network or trace(model, restore_inputs(plan.inputs))
+    shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
+    _check_on_meta(model, shapes, plan, before)
+    keep = _kept(plan, {n: t.device for n, t in tensors.items()})
+    changes = [(t, _cut_tensor(t.detach(), name, keep, plan), _cut_grad(t, name, keep)) for name, t in tensors.items() if name in shapes]
+    states = _cut_states(optimizer, tensors, shapes, keep) if optimizer is not None else []
+    for tensor, data, grad in changes:
+        tensor.grad = None
+        tensor.data = data
+        tensor.grad = grad
+    for state, key, value in states:
+        state[key] = value
+    _apply_attributes(model, plan.attributes)
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
+    if fingerprint(model) == plan.fingerprint:
+        return
+    for change in plan.cuts:
+        tensor = tensors.get(change.tensor)
+        if tensor is None:
+            raise PlanError(f"the plan is for another architecture: {type(model).__name__} has no tensor {change.tensor!r}")
+        if tensor.ndim <= change.dim or tensor.shape[change.dim] != change.size:
+            raise PlanError(
+                f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} of "
+                f"{change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
+            )
+    raise PlanError(f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape")
+
+
+def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, list[int]]:
+    shapes: dict[str, list[int]] = {}
+    for change in plan.cuts:
+        shape = shapes.setdefault(change.tensor, list(tensors[change.tensor].shape))
+        shape[change.dim] = change.size - len(change.removed)
+    for change in plan.rescales:
+        shapes.setdefault(change.tensor, list(tensors[change.tensor].shape))
+    return shapes
+
+
+def _check_on_meta(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Any) -> None:
+    bones = skeleton(model, shapes)
+    _apply_attributes(bones, plan.attributes)
+    try:
+        after = build(bones, run(bones, before.inputs), before.inputs)
+    except TraceError as error:
+        raise CutError(f"the cut model does not run: {error}; the model was left as it was") from error
+    check(before, after, plan)
+
+
+def _kept(plan: Plan, devices: Mapping[str, torch.device]) -> dict[str, list[tuple[AxisCut, torch.Tensor]]]:
+    """Returns per tensor its cuts, the largest first, with the indices that stay."""
+    kept: dict[str, list[tuple[AxisCut, torch.Tensor]]] = {}
+    for change in sorted(plan.cuts, key=lambda c: -len(c.removed) / c.size):
+        stays = torch.ones(change.size, dtype=torch.bool)
+        stays[list(change.removed)] = False
+        indices = stays.nonzero().ravel().to(devices[change.tensor])
+        kept.setdefault(change.tensor, []).append((change, indices))
+    return kept
+
+
+def _select(tensor: torch.Tensor, cuts: list[tuple[AxisCut, torch.Tensor]]) -> torch.Tensor:
+    for change, indices in cuts:
+        tensor = tensor.index_select(change.dim, indices)
+    return tensor
+
+
+def _cut_tensor(
+    tensor: torch.Tensor, name: str, keep: Mapping[str, list[tuple[AxisCut, torch.Tensor]]], plan: Plan
+) -> torch.Tensor:
+    scaled = [r for r in plan.rescales if r.tensor == name]
+    if scaled:
+        tensor = tensor.clone()
+        for r in scaled:
+            index = torch.tensor(r.indices, device=tensor.device)
+            tensor.index_copy_(r.dim, index, tensor.index_select(r.dim, index) * r.factor)
+    return _select(tensor, keep.get(name, []))
+
+
+def _cut_grad(
+    tensor: torch.Tensor, name: str, keep: Mapping[str, list[tuple[AxisCut, torch.Tensor]]]
+) -> torch.Tensor | None:
+    return None if tensor.grad is None else _select(tensor.grad, keep.get(name, []))
+
+
+def _cut_states(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, torch.Size],
+    keep: Mapping[str, list[tuple[AxisCut, torch.Tensor]]],
+) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Returns (state, key, new value) for each tensor of the optimizer's state that has the shape of its parameter."""
+    changes = []
+    for name in shapes:
+        parameter = tensors[name]
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name in keep:
+                changes.append((state, key, _select(value, keep[name])))
+    return changes
+
+
+def _apply_attributes(model: nn.Module, changes: tuple[AttributeChange, ...]) -> None:
+    """Sets the sizes that the model's code reads, and those that torch's modules report."""
+    for change in changes:
+        holder: Any = model.get_submodule(change.module)
+        steps = list(change.path)
+        index = steps.pop() if isinstance(steps[-1], int) else None
+        for step in steps[:-1]:
+            holder = getattr(holder, str(step))
+        key = str(steps[-1])
+        if index is None:
+            vars(holder)[key] = change.value
+        else:
+            old = vars(holder)[key]
+            vars(holder)[key] = type(old)(change.value if i == index else v for i, v in enumerate(old))
+    for module in model.modules():
+        for attribute, size in _reported(module):
+            if getattr(module, attribute, None) is not None:
+                vars(module)[attribute] = size
+
+
+def _reported(module: nn.Module) -> Iterator[tuple[str, int]]:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
+        sizes = {out_dim: module.weight.shape[out_dim], in_dim: module.weight.shape[in_dim]}
+        grouped = 0 if module.transposed else in_dim
+        yield "out_channels", sizes[out_dim] * (module.groups if module.transposed else 1)
+        yield "in_channels", sizes[in_dim] * (1 if grouped == 0 else module.groups)
+        return
+    for kind, entries in REPORTED_SIZES.items():
+        if isinstance(module, kind):
+            for attribute, name, dim in entries:
+                tensor = getattr(module, name, None)
+                if tensor is not None:
+                    yield attribute, int(tensor.shape[dim])

@@ -1,0 +1,97 @@
+"""Progress of fine-tuning, as values for anyone to show, and as bars on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where a run stands after one training step.
+
+    `step` and `epoch` count from 1; `loss` and `accuracy` (percent) are means over the epoch so far on augmented
+    training images; `val_accuracy` (percent) is given with the last step of each epoch.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    val_accuracy: float | None = None
+
+    def __str__(self) -> str:
+        val = "" if self.val_accuracy is None else f"  val {self.val_accuracy:5.1f} %"
+        return f"epoch {self.epoch}/{self.epochs}  loss {self.loss:.3f}  train {self.accuracy:5.1f} %{val}"
+
+
+Watcher = Callable[[Tick], None]
+"""What `finetune_` calls after every step."""
+
+
+class FinetuneProgress:
+    """Bars with running loss and accuracy for one or many runs; plain lines where there is no terminal.
+
+        with FinetuneProgress(runs=2) as progress:
+            finetune_(model, split, config, progress=progress.run("ViT-B, dense"))
+
+    On a terminal the bar of the present run stands above the bar of all runs. Elsewhere a line is printed per epoch
+    or per run, as `lines` says.
+    """
+
+    def __init__(
+        self, runs: int = 1, *, console: Console | None = None, lines: Literal["epoch", "run"] = "epoch"
+    ) -> None:
+        """Takes the number of runs that will be announced by `run`, and the console to write to (default: stderr)."""
+        self.console = console or Console(stderr=True)
+        self.runs = runs
+        self.lines = lines
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._all: TaskID | None = None
+        self._started = 0
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def run(self, label: str) -> Watcher:
+        """Returns the watcher of the next run, to be handed to `finetune_`."""
+        self._started += 1
+        count = f"[{self._started}/{self.runs}] " if self.runs > 1 else ""
+        task = self._bars.add_task(label, total=None, state="")
+        if self.runs > 1:
+            if self._all is not None:
+                self._bars.remove_task(self._all)
+            done = self._started - 1
+            self._all = self._bars.add_task("all runs", total=self.runs, completed=done, state=f"{done}/{self.runs}")
+
+        def watch(tick: Tick) -> None:
+            last = tick.step == tick.steps
+            self._bars.update(task, total=tick.steps, completed=tick.step, state=str(tick))
+            if self.console.is_terminal:
+                if last:
+                    self._bars.remove_task(task)
+            elif tick.val_accuracy is not None and (last or self.lines == "epoch"):
+                self.console.print(f"{count}{label}: {tick}", highlight=False, markup=False, soft_wrap=True)
+
+        return watch
