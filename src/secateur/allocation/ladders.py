@@ -107,7 +107,9 @@ def _uniform_ladder(
     steps = _by_score(rows, scores).T
     floor = int(choice.floor[groups].max())
     limit = max(0, rows.shape[1] - floor)
-    return Ladder(tuple(groups.tolist()), steps, scores[steps].mean(axis=1), rows.shape[0], rows.shape[1], 1, limit), None
+    return Ladder(
+        tuple(groups.tolist()), steps, scores[steps].mean(axis=1), rows.shape[0], rows.shape[1], 1, limit
+    ), None
 
 
 def _overlap(rows: Ints) -> bool:
@@ -135,7 +137,11 @@ def _composite_ladder(
     if not choice.takes_part[everything[everything >= 0]].any():
         return None, None
     if (lead < 0).any() or not choice.takes_part[lead].all() or any(_overlap(c[None]) for c in plain):
-        return None, _note(network, head_groups[head_groups >= 0], f"the model's code ties heads x width to the width of {_names(network, lead)}, which does not take part")
+        return None, _note(
+            network,
+            head_groups[head_groups >= 0],
+            f"the model's code ties heads x width to the width of {_names(network, lead)}, which does not take part",
+        )
     by_heads = (head_groups >= 0).all() and choice.takes_part[head_groups].all()
     by_dims = (dims >= 0).all() and choice.takes_part[dims].all()
     if by_heads:
@@ -151,7 +157,11 @@ def _composite_ladder(
         blocks = [(_by_score(f, scores), heads) for f in fibres]
         floors = [int(choice.floor[choice.group_of[f].max()]) * heads for f in fibres]
     else:
-        return None, _note(network, lead, f"the model's code ties their width to heads x width of {_names(network, np.concatenate([head_groups, dims]))}, neither of which can change")
+        return None, _note(
+            network,
+            lead,
+            f"the model's code ties their width to heads x width of {_names(network, np.concatenate([head_groups, dims]))}, neither of which can change",
+        )
     unit = math.lcm(*(width for _, width in blocks))
     size = link.nodes[0].channels.size
     floor = max(int(choice.floor[lead].max()) if lead.size else 1, *floors)
@@ -159,17 +169,24 @@ def _composite_ladder(
     columns = [_by_score(c[None], scores)[0][: limit * unit].reshape(limit, unit) for c in plain]
     for ordered, width in blocks:
         per_step = unit // width
-        columns.append(ordered[:, : limit * per_step].reshape(ordered.shape[0], limit, per_step).swapaxes(0, 1).reshape(limit, -1))
+        columns.append(
+            ordered[:, : limit * per_step].reshape(ordered.shape[0], limit, per_step).swapaxes(0, 1).reshape(limit, -1)
+        )
     steps = np.concatenate(columns, axis=1) if limit else np.zeros((0, 1), np.int64)
     groups = tuple(np.unique(np.concatenate([lead, head_groups if by_heads else dims])).tolist())
     both = by_heads and by_dims
-    note = _note(network, dims, "heads go instead: the model's code ties heads x width to another width") if both else None
+    note = (
+        _note(network, dims, "heads go instead: the model's code ties heads x width to another width") if both else None
+    )
     step_scores = np.maximum.accumulate(scores[steps].mean(axis=1)) if limit else np.zeros(0)
     return Ladder(groups, steps, step_scores, unit, size, unit, limit), note
 
 
 def _names(network: Network, groups: Ints) -> str:
-    return ", ".join(sorted({network.groups[i].family for i in groups.tolist() if i >= 0})) or "something that cannot change"
+    return (
+        ", ".join(sorted({network.groups[i].family for i in groups.tolist() if i >= 0}))
+        or "something that cannot change"
+    )
 
 
 def _width(nodes: list[Indices], heads: Ints) -> int:

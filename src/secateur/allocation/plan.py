@@ -88,7 +88,9 @@ class Plan:
 
     def to_json(self) -> str:
         """Returns the plan as JSON; indices are written as ranges."""
-        content = {k: getattr(self, k) for k in ("fingerprint", "request", "params", "macs", "dense_params", "dense_macs")}
+        content = {
+            k: getattr(self, k) for k in ("fingerprint", "request", "params", "macs", "dense_params", "dense_macs")
+        }
         content["format"] = FORMAT
         content["groups"] = [asdict(g) for g in self.groups]
         content["cuts"] = [{**asdict(c), "removed": _ranges(c.removed)} for c in self.cuts]
@@ -109,7 +111,8 @@ class Plan:
             return cls(
                 **{k: content[k] for k in ("fingerprint", "request", "params", "macs", "dense_params", "dense_macs")},
                 groups=tuple(
-                    GroupChange(**{**g, "before": tuple(g["before"]), "after": tuple(g["after"])}) for g in content["groups"]
+                    GroupChange(**{**g, "before": tuple(g["before"]), "after": tuple(g["after"])})
+                    for g in content["groups"]
                 ),
                 cuts=tuple(AxisCut(**{**c, "removed": _indices(c["removed"])}) for c in content["cuts"]),
                 attributes=tuple(AttributeChange(**{**a, "path": tuple(a["path"])}) for a in content["attributes"]),
@@ -172,7 +175,9 @@ def describe_inputs(value: Any) -> Any:
         return {"dict": {str(k): describe_inputs(v) for k, v in value.items()}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise PlanError(f"example inputs of type {type(value).__name__} cannot be written into a plan; pass tensors and plain values")
+    raise PlanError(
+        f"example inputs of type {type(value).__name__} cannot be written into a plan; pass tensors and plain values"
+    )
 
 
 def restore_inputs(value: Any) -> Any:
@@ -241,6 +246,8 @@ def _attribute_changes(network: Network, mask: np.ndarray) -> tuple[AttributeCha
         value = attribute.extent.size(mask)
         changed = value != attribute.extent.size(dense)
         if key in changes and changes[key][0] != value:
-            raise PlanError(f"{attribute} would have to be both {changes[key][0]} and {value}: two axes of unequal size read it")
+            raise PlanError(
+                f"{attribute} would have to be both {changes[key][0]} and {value}: two axes of unequal size read it"
+            )
         changes[key] = (value, changed)
     return tuple(AttributeChange(m, p, v) for (m, p), (v, changed) in changes.items() if changed)

@@ -8,6 +8,7 @@ one row per sample. Tensors without dimensions, and everything that is not a ten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def mean_squared_gradient(calibration: Calibration) -> Statistic:
     Raises InputError as `gradient_sum` does, and for models that `vmap` cannot run (for example, if they read a value
     with `.item()`): these can be given batches of one sample.
     """
-    with undisturbed(calibration.model), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no vectorised form
+    with undisturbed(calibration.model), _vectorisable():
         problem = _Problem(calibration)
         totals = _zeros_like(calibration.tensors)
         num_samples = chunk = 0
@@ -233,6 +234,22 @@ def _add_squared_gradients(problem: _Problem, batch: Batch, totals: dict[str, Te
         ) from error
 
 
+@contextmanager
+def _vectorisable() -> Iterator[None]:
+    """Keeps attention to operations that can be vectorised and differentiated, which its fused kernels cannot be.
+
+    Also silences torch's note that some operator runs sample by sample for want of a vectorised form: it is as exact.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _stand_ins(tensor: Tensor, count: int, total: Tensor) -> Tensor:
     """Returns a view with one stand-in per sample, whose squared gradient is added to `total` once it is there."""
     leaf = tensor.detach().expand(count, *tensor.shape).requires_grad_()
@@ -261,11 +278,10 @@ def _chunk_size(problem: _Problem, batch: Batch) -> int:
     with blamed_on(batch), saved_tensors_hooks(count, lambda tensor: tensor):
         loss = problem.loss(leaves, next(batch.parts(1)))
     largest = max(tensor.nbytes for tensor in problem.tensors.values())
-    budget, most = MEMORY_BUDGET, MAX_SAMPLES_ON_CPU
+    each = sum(kept.values()) + 2 * largest  # the stand-ins' gradients are held twice: as they are, and squared
     if loss.device.type == "cuda":
-        budget, most = max(budget, torch.cuda.mem_get_info(loss.device)[0] // 4), batch.size
-    # The stand-ins' largest gradient is held twice: as it is, and squared.
-    return max(1, min(most, budget // (sum(kept.values()) + 2 * largest)))
+        return max(1, max(MEMORY_BUDGET, torch.cuda.mem_get_info(loss.device)[0] // 4) // each)
+    return max(1, min(MAX_SAMPLES_ON_CPU, MEMORY_BUDGET // each))
 
 
 def _in_dim(value: Any) -> int | None:

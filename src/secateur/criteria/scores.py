@@ -142,15 +142,15 @@ def _slice_sums(
     On a CPU the saliency is made a few rows at a time, so that it stays in the cache and needs no fresh memory.
     """
     totals = [torch.zeros(tensor.shape[dim], dtype=torch.float64, device=tensor.device) for dim in dims]
-    rows = tensor.shape[0] if tensor.is_cuda else max(1, BLOCK * tensor.shape[0] // tensor.numel())
+    rows = tensor.shape[0] if tensor.is_cuda else max(1, BLOCK * tensor.shape[0] // max(1, tensor.numel()))
     for start in range(0, tensor.shape[0], rows):
         part = tensor[start : start + rows]
         known = () if statistic is None else (statistic[start : start + rows],)
         saliency = criterion.formula(part.to(torch.promote_types(part.dtype, torch.float32)), *known)
         if saliency.shape != part.shape:
             raise InputError(
-                f"criterion {criterion.name!r} gives {tuple(saliency.shape)} values for {tuple(part.shape)} elements of "
-                f"{name!r}; its formula must return one for each"
+                f"criterion {criterion.name!r} gives {tuple(saliency.shape)} values for {tuple(part.shape)} elements "
+                f"of {name!r}; its formula must return one for each"
             )
         for dim, total in zip(dims, totals, strict=True):
             others = [other for other in range(saliency.dim()) if other != dim]

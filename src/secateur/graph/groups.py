@@ -23,6 +23,7 @@ from secateur.graph.network import (
     Link,
     Network,
     Residual,
+    Role,
     ScaleFix,
 )
 from secateur.graph.sizes import RawExtent
@@ -41,14 +42,15 @@ def fingerprint(model: nn.Module) -> str:
 def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     """Returns the network that a trace of `model` on `inputs` (on meta) describes."""
     relations = trace.relations
-    roles = [trace.roles.get(int(labels[0]), "other") for _, _, labels in trace.axes]
+    roles: list[Role] = [trace.roles.get(int(labels[0]), "other") for _, _, labels in trace.axes]
     active = [labels for (_, _, labels), role in zip(trace.axes, roles, strict=True) if role in ("in", "out")]
     solution = solve(relations, np.concatenate(active) if active else np.zeros(0, np.int64))
     number = _number(solution, trace)
     axes = []
     for (tensor, dim, labels), role in zip(trace.axes, roles, strict=True):
         places = solution.places(labels, number)
-        axes.append(Axis(tensor, dim, places.channels, role, places.owners))  # type: ignore[arg-type]
+        components = np.stack([solution.channel[labels], solution.owner[labels]])
+        axes.append(Axis(tensor, dim, places.channels, role, places.owners, components))
     shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
     summed = _summed(trace, solution, number)
     links = _links(solution, number)
@@ -59,7 +61,9 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         links=links,
         frozen=_frozen(trace, axes, solution),
         attributes=tuple(
-            Attribute(a.module, a.path, _extent(e, solution, number)) for a, e in relations.attributes if not _is_fixed(e, solution, number)
+            Attribute(a.module, a.path, _extent(e, solution, number))
+            for a, e in relations.attributes
+            if not _is_fixed(e, solution, number)
         ),
         scale_fixes=_scale_fixes(trace, solution, number),
         residuals=residuals(trace),

@@ -57,6 +57,12 @@ def attach(tensor: torch.Tensor, labels: Labels) -> None:
     setattr(tensor, _SLOT, labels)
 
 
+def detach(tensor: torch.Tensor) -> None:
+    """Takes the labels off `tensor`."""
+    if hasattr(tensor, _SLOT):
+        delattr(tensor, _SLOT)
+
+
 def varying(array: Ints) -> frozenset[int]:
     """Returns the dimensions along which a component's label varies."""
     return frozenset(i for i, n in enumerate(array.shape) if n > 1)

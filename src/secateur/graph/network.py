@@ -40,7 +40,8 @@ class Axis:
 
     `role` says what the axis does: `out` and `in` are the two sides of a matmul or convolution weight, `norm` is the
     scale of a normalisation layer, `other` is everything else (biases, position embeddings, running statistics …).
-    An index goes when its channel goes or the channel `owners` of its head does; -1 where there is none.
+    An index goes when its channel goes or the channel `owners` of its head does; -1 where there is none. `components`
+    (index, head) tells which indices belong together whether or not they may go: what a re-trace is compared by.
     """
 
     tensor: str
@@ -48,6 +49,7 @@ class Axis:
     channels: Ints
     role: Role
     owners: Ints
+    components: Ints
 
     def alive(self, mask: Bools) -> Bools:
         """Returns which indices survive under a mask from `Network.mask`."""
@@ -246,7 +248,11 @@ class Network:
                 lines.append(f"  {int(mine.sum())} indices in {group}; one of its {group.size} channels takes")
                 lines += [f"    {n} of {self.axes[i].tensor}[dim {self.axes[i].dim}]" for i, n in group.members]
         lines += [f"  {f}" for f in self.frozen if f.tensor == tensor and f.dim == dim]
-        lines += [f"  sets {a}" for a in self.attributes if np.isin(a.extent.places.channels, axis.channels[axis.channels >= 0]).any()]
+        lines += [
+            f"  sets {a}"
+            for a in self.attributes
+            if np.isin(a.extent.places.channels, axis.channels[axis.channels >= 0]).any()
+        ]
         return "\n".join(lines)
 
     def select(self, pattern: str) -> tuple[Group, ...]:
@@ -254,15 +260,17 @@ class Network:
 
         Raises InputError, with the nearest names, when there is none.
         """
-        found = tuple(
-            g for g in self.groups if pattern in (g.kind, g.family) or fnmatch.fnmatchcase(g.name, pattern)
-        )
+        found = tuple(g for g in self.groups if pattern in (g.kind, g.family) or fnmatch.fnmatchcase(g.name, pattern))
         if not found:
-            raise unknown_name("group or family", pattern, {g.family for g in self.groups} | {g.kind for g in self.groups})
+            raise unknown_name(
+                "group or family", pattern, {g.family for g in self.groups} | {g.kind for g in self.groups}
+            )
         return found
 
     def __str__(self) -> str:
-        lines = [f"{self.params:,} parameters, {self.macs:,} MACs per example, {self.num_channels:,} removable channels"]
+        lines = [
+            f"{self.params:,} parameters, {self.macs:,} MACs per example, {self.num_channels:,} removable channels"
+        ]
         for name, groups in self.families.items():
             lines.append(f"  {name}: {len(groups)} groups, {sum(g.size for g in groups):,} channels")
         lines.append(f"  left alone: {len(self.frozen)} axes")

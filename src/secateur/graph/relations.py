@@ -51,6 +51,8 @@ class Relations:
         self.equal: list[tuple[RawExtent, RawExtent]] = []
         self.attributes: list[tuple[FromAttribute, RawExtent]] = []
         self.costs: list[tuple[int, tuple[Ints, ...]]] = []
+        self.quotients: list[tuple[Quotient, RawExtent]] = []
+        self.numbers: list[tuple[Expression, str]] = []
         self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent]] = []
         self._fibre_of = np.full(1, -1, np.int64)
         self._fibre_size: list[int] = []
@@ -197,12 +199,14 @@ class Relations:
             self.attributes.append((expression, extent))
             return True
         if isinstance(expression, RawExtent):
-            if not expression.same_as(extent):
+            if expression != extent:
                 self.equal.append((expression, extent))
             return True
         if isinstance(expression, Product) and isinstance(expression.left, int):
             if extent.kind != "width":
-                return self.bind(expression.right, RawExtent(extent.labels, extent.kind, extent.divisor * expression.left))
+                return self.bind(
+                    expression.right, RawExtent(extent.labels, extent.kind, extent.divisor * expression.left)
+                )
             return False
         if isinstance(expression, Product):
             return all(
@@ -219,3 +223,20 @@ class Relations:
             self.bind(right, left)
         elif isinstance(right, RawExtent) and isinstance(left, FromAttribute):
             self.bind(left, right)
+
+    def number(self, expression: Expression) -> None:
+        """Notes that the model computed with a size as a number: it must keep its value, or the function changes."""
+        self.numbers.append((expression, self.where()))
+
+    def keep_numbers(self) -> None:
+        """Freezes, at the end of a trace, what decides a size that the model computed with."""
+        why = "its size enters the computation as a number"
+        for expression, where in self.numbers:
+            extents = [e for known, e in [*self.attributes, *self.quotients] if known == expression]
+            if isinstance(expression, RawExtent):
+                extents.append(expression)
+            for extent in extents:
+                if extent.kind == "rows":
+                    self.pins.append((extent.labels, why, where))
+                else:
+                    self.freezes.append(Freeze(extent.labels.ravel(), why, where, extent.kind == "width"))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, slices, varying
+from secateur.graph.network import Role
 from secateur.graph.relations import Operand, Relations
 from secateur.graph.sizes import Expression, expression_of
 
@@ -31,7 +32,7 @@ class Call:
     output: Any
     relations: Relations
     integers: tuple[int, ...]
-    mark_role: Callable[[Ints, str], None]
+    mark_role: Callable[[Ints, Role], None]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import Ints, Labels, Shape, align_right, varying
+from secateur.graph.network import Role
 from secateur.graph.relations import Operand
 from secateur.graph.rules import Call, elementwise, hold_positions, labels_of, operand_of, rule
 from secateur.graph.rules_shape import FIXED_POSITION, FIXED_SIZE
@@ -35,7 +36,7 @@ def _squeeze(arrays: tuple[Ints, ...], axis: int) -> tuple[Ints, ...]:
     return tuple(a.squeeze(axis) for a in arrays)
 
 
-def _mark(call: Call, weight: Labels, roles: dict[int, str]) -> None:
+def _mark(call: Call, weight: Labels, roles: dict[int, Role]) -> None:
     """Notes the role of each dimension of a weight, if the operand is one."""
     if weight.is_parameter:
         for array in weight.arrays:
@@ -91,8 +92,15 @@ def linear(call: Call) -> Labels:
 @rule("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm")
 def matmul(call: Call) -> Labels:
     """a [..., M, K] @ b [..., K, N] (+ self); index space [..., M, K, N]."""
-    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "mm": ("self", "mat2"), "bmm": ("self", "mat2")}
-    left, right = names.get(call.name, ("self", next(n for n in ("other", "vec", "tensor", "mat2") if call[n] is not None)))
+    names = {
+        "addmm": ("mat1", "mat2"),
+        "baddbmm": ("batch1", "batch2"),
+        "mm": ("self", "mat2"),
+        "bmm": ("self", "mat2"),
+    }
+    left, right = names.get(
+        call.name, ("self", next(n for n in ("other", "vec", "tensor", "mat2") if call[n] is not None))
+    )
     a, b = call[left], call[right]
     rank = max(a.ndim, b.ndim, 2) + 1
     a_operand = operand_of(a, rank - 1)
@@ -227,7 +235,9 @@ def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
             if rows:
                 call.relations.scale_fixes.append((tuple(rows), call.relations.extent(array, rank - 1)))
             else:
-                call.relations.freeze(array, "it sets the temperature of an attention that no weight can restore", channel_only=True)
+                call.relations.freeze(
+                    array, "it sets the temperature of an attention that no weight can restore", channel_only=True
+                )
 
 
 def _affine(call: Call, arrays: tuple[Ints, ...], shape: Shape, axes: list[int]) -> tuple[Ints, ...]:
@@ -326,9 +336,22 @@ def reduction(call: Call) -> Labels | tuple[Labels, ...]:
 
 
 @rule(
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d"),
+    *(
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "_adaptive_avg_pool2d",
+        "avg_pool1d",
+        "avg_pool2d",
+    ),
     *("avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "adaptive_max_pool2d"),
-    *("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d"),
+    *(
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "_upsample_bilinear2d_aa",
+        "upsample_bicubic2d",
+    ),
     *("_upsample_bicubic2d_aa", "upsample_linear1d", "upsample_nearest3d", "upsample_trilinear3d", "reflection_pad2d"),
     *("replication_pad2d", "grid_sampler", "grid_sampler_2d", "_upsample_nearest_exact2d"),
 )
@@ -340,11 +363,15 @@ def spatial(call: Call) -> Labels | tuple[Labels, ...]:
     for array in labels.arrays:
         if any(i >= first for i in varying(array)):
             call.relations.freeze(array, "pooled or resized along a labelled dimension")
-    passing = Labels(tuple(a for a in labels.arrays if not any(i >= first for i in varying(a))), None, labels.is_parameter)
+    passing = Labels(
+        tuple(a for a in labels.arrays if not any(i >= first for i in varying(a))), None, labels.is_parameter
+    )
     return passing if not isinstance(call.output, (tuple, list)) else (passing,) * len(call.output)
 
 
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "sym_size", "sym_numel", "arange", "linspace")
+@rule(
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "sym_size", "sym_numel", "arange", "linspace"
+)
 def fresh(call: Call) -> Labels:
     """A tensor of its own: only the type and device of `self` are read."""
     return Labels()
@@ -364,5 +391,3 @@ def ordering(call: Call) -> tuple[Labels, ...] | Labels:
             hold_positions(call.relations, array, axis, "sorted")
     passing = Labels(tuple(a for a in labels.arrays if a.shape[axis] == 1))
     return passing if not isinstance(call.output, (tuple, list)) else (passing,) * len(call.output)
-
-

@@ -125,6 +125,7 @@ def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Exp
             copies, beside = beside.left, beside.right
         if other != axis and beside == spec.right:
             flat = slices(array, [i for i in range(array.ndim) if i not in (axis, other)])
+            relations.quotients.append((spec, relations.extent(array, axis)))
             return all(relations.bind(spec.left, RawExtent(row[None], "count", copies)) for row in flat)
     return False
 
@@ -281,7 +282,9 @@ def stack(call: Call) -> Labels:
             array = array.take([0], axis)
         elif varying(parts[0]):
             width = max(varying(parts[0]))
-            call.relations.add_fibres(np.concatenate([slices(p, [i for i in range(p.ndim) if i != width]) for p in parts]))
+            call.relations.add_fibres(
+                np.concatenate([slices(p, [i for i in range(p.ndim) if i != width]) for p in parts])
+            )
         stacked.append(array)
     return Labels(tuple(stacked))
 

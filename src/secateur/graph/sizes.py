@@ -7,9 +7,9 @@ When one arrives as a shape argument, the expression tells which attribute must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,10 +37,15 @@ class RawExtent:
     kind: Literal["width", "rows", "count"]
     divisor: int = 1
 
-    def same_as(self, other: RawExtent) -> bool:
-        """True when both read the same labels in the same way."""
+    def __eq__(self, other: object) -> bool:
+        """Equal when both read the same labels in the same way."""
+        if not isinstance(other, RawExtent):
+            return NotImplemented
         alike = self.kind == other.kind and self.divisor == other.divisor
         return alike and np.array_equal(self.labels, other.labels)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.divisor, self.labels.shape))
 
 
 @dataclass(frozen=True)
@@ -65,23 +70,32 @@ class Other:
 
 
 Expression = FromAttribute | RawExtent | Product | Quotient | Other | int
-Compare = Callable[[Expression, Expression], None]
+
+
+class Observer(Protocol):
+    """What wants to know what the model does with sizes."""
+
+    def compare(self, left: Expression, right: Expression) -> None:
+        """Two sizes were found equal."""
+
+    def number(self, expression: Expression) -> None:
+        """A size went into arithmetic as a number: the function depends on its value."""
 
 
 class Size(int):
     """An integer with the `expression` that it was computed from."""
 
     expression: Expression
-    on_compare: Compare | None
+    observer: Observer
 
-    def __new__(cls, value: int, expression: Expression, on_compare: Compare | None = None) -> Size:
+    def __new__(cls, value: int, expression: Expression, observer: Observer) -> Size:
         size = super().__new__(cls, value)
         size.expression = expression
-        size.on_compare = on_compare
+        size.observer = observer
         return size
 
     def _with(self, value: int, expression: Expression) -> Size:
-        return Size(value, expression, self.on_compare)
+        return Size(value, expression, self.observer)
 
     def __mul__(self, other: Any) -> Any:
         if type(other) not in (int, Size):
@@ -115,8 +129,8 @@ class Size(int):
 
     def __eq__(self, other: object) -> bool:
         equal = int(self) == (int(other) if isinstance(other, Size) else other)
-        if equal and isinstance(other, Size) and self.on_compare is not None:
-            self.on_compare(self.expression, other.expression)
+        if equal and isinstance(other, Size):
+            self.observer.compare(self.expression, other.expression)
         return equal
 
     def __ne__(self, other: object) -> bool:
@@ -124,6 +138,22 @@ class Size(int):
 
     def __hash__(self) -> int:
         return int.__hash__(self)
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        self.observer.number(self.expression)
+        return pow(int(self), other, modulo)
+
+    def __truediv__(self, other: Any) -> Any:
+        self.observer.number(self.expression)
+        return int(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        self.observer.number(self.expression)
+        return other / int(self)
+
+    def __float__(self) -> float:
+        self.observer.number(self.expression)
+        return float(int(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Size:
         return self
@@ -159,7 +189,7 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, tuple[str | int, ...], dic
                 yield name, (key,), vars(value)
 
 
-def install(model: nn.Module, on_compare: Compare) -> None:
+def install(model: nn.Module, observer: Observer) -> None:
     """Replaces the integer attributes of `model` (a throw-away copy), also those in tuples and lists, by `Size`s."""
     for name, holder, attributes in _holders(model):
         for key, value in list(attributes.items()):
@@ -167,9 +197,9 @@ def install(model: nn.Module, on_compare: Compare) -> None:
                 continue
             path = (*holder, key)
             if type(value) is int:
-                attributes[key] = Size(value, FromAttribute(name, path), on_compare)
+                attributes[key] = Size(value, FromAttribute(name, path), observer)
             elif type(value) in (tuple, list, torch.Size) and value and all(type(v) is int for v in value):
-                sizes = [Size(v, FromAttribute(name, (*path, i)), on_compare) for i, v in enumerate(value)]
+                sizes = [Size(v, FromAttribute(name, (*path, i)), observer) for i, v in enumerate(value)]
                 attributes[key] = type(value)(sizes)
 
 

@@ -88,9 +88,7 @@ def _without_constants(relations: Relations) -> tuple[list[tuple[Ints, Ints]], l
     return edges, constants
 
 
-def _heads(
-    n: int, atoms: Ints, edges: list[tuple[Ints, Ints]], owners: list[tuple[Ints, Ints]]
-) -> tuple[Ints, Ints]:
+def _heads(n: int, atoms: Ints, edges: list[tuple[Ints, Ints]], owners: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """Returns per label its component and the component of its head (-1: none).
 
     Two parents of one label become one channel. A parent that is tied to what lies inside it takes it all along.

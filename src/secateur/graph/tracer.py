@@ -1,8 +1,9 @@
 """Runs a model once on the meta device, with labels on every tensor. The model itself is never touched.
 
 The run happens on a *skeleton*: a deep copy whose tensors live on `meta`, so that a model of any size is copied in
-milliseconds and nothing of the user's can be disturbed. Inside `inference_mode` torch hands over operators before it
-decomposes them (`linear`, `layer_norm`, `scaled_dot_product_attention`), which keeps rules few and the run short.
+milliseconds and nothing of the user's can be disturbed. Below autograd torch hands over operators before it decomposes
+them (`linear`, `layer_norm`, `scaled_dot_product_attention`), which keeps rules few and the run short. (Inference mode
+would do the same, but a tensor that the model's library caches during the run could then never be trained with.)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_shape  # noqa: F401  (they fill the registry)
-from secateur.graph.labels import Ints, Labels, attach, labels_of, varying
+from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, varying
+from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise, tensors_in
 from secateur.graph.sizes import Size, install, sizes_in
@@ -36,13 +39,26 @@ class Trace:
     def __init__(self) -> None:
         self.relations = Relations(self.where)
         self.axes: list[tuple[str, int, Ints]] = []
-        self.roles: dict[int, str] = {}
+        self.roles: dict[int, Role] = {}
         self.path: list[str] = []
         self.edges: list[tuple[int, ...]] = []
         self.sums: list[tuple[int, int, int, str, tuple[Ints, ...]]] = []
         self.modules: list[str] = []
         self.unknown: dict[str, str] = {}
         self.output_shapes: tuple[tuple[int, ...], ...] = ()
+        self._labelled: list[weakref.ref[torch.Tensor]] = []
+
+    def attach(self, tensor: torch.Tensor, labels: Labels) -> None:
+        """Makes `tensor` carry `labels` until the trace ends."""
+        self._labelled.append(weakref.ref(tensor))
+        attach(tensor, labels)
+
+    def close(self) -> None:
+        """Takes the labels off all tensors: a library may have cached one of them, and another trace would find it."""
+        for reference in self._labelled:
+            tensor = reference()
+            if tensor is not None:
+                detach(tensor)
 
     def where(self) -> str:
         """Returns the module path and source line of the user's code that is running."""
@@ -65,9 +81,9 @@ class Trace:
                 labels = self.relations.new_labels(size)
                 self.axes.append((name, dim, labels))
                 arrays.append(labels.reshape([-1 if i == dim else 1 for i in range(tensor.ndim)]))
-        attach(tensor, Labels(tuple(arrays), tuple(arrays), True))
+        self.attach(tensor, Labels(tuple(arrays), tuple(arrays), True))
 
-    def mark_role(self, array: Ints, role: str) -> None:
+    def mark_role(self, array: Ints, role: Role) -> None:
         """Notes what the labels of `array` do in a weight."""
         first = int(array.ravel()[0])
         self.roles.setdefault(first, role)
@@ -81,6 +97,7 @@ class _Functions(TorchFunctionMode):
         self.trace = trace
         self.integers: tuple[int, ...] = ()
         self._opened: dict[Any, Any] = {}
+        self._inside: list[Any] = []
 
     def __torch_function__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,10 +107,19 @@ class _Functions(TorchFunctionMode):
             sizes = self._sizes(args[0])
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return torch.Size(sizes) if dim is None else sizes[dim]
-        if isinstance(func, types.FunctionType) and func.__globals__.get("__name__") in _OPENED:
-            with self:
-                return self._open(func)(*args, **kwargs)
+        opens = isinstance(func, types.FunctionType) and func.__globals__.get("__name__") in _OPENED
+        if opens and func not in self._inside:
+            self._inside.append(func)
+            try:
+                with self:
+                    return self._open(func)(*args, **kwargs)
+            finally:
+                self._inside.pop()
         self.integers = tuple(sizes_in((args, kwargs)))
+        if func.__name__ in _ARITHMETIC:
+            for size in self.integers:
+                if isinstance(size, Size):
+                    self.trace.relations.number(size.expression)
         return func(*args, **kwargs)
 
     def _sizes(self, tensor: torch.Tensor) -> list[int]:
@@ -103,7 +129,7 @@ class _Functions(TorchFunctionMode):
         for array in labels_of(tensor).arrays:
             for axis in varying(array):
                 extent = self.trace.relations.extent(array, axis)
-                sizes[axis] = Size(sizes[axis], extent, self.trace.relations.compare)
+                sizes[axis] = Size(sizes[axis], extent, self.trace.relations)
         return sizes
 
     def _open(self, func: types.FunctionType) -> Any:
@@ -118,6 +144,8 @@ class _Functions(TorchFunctionMode):
         return self._opened[func]
 
 
+_ARITHMETIC = {"mul", "div", "add", "sub", "rsub", "pow", "true_divide", "multiply", "divide", "__rpow__", "__rtruediv__"}
+_ARITHMETIC |= {f"{name}_" for name in ("mul", "div", "add", "sub", "pow")}
 _OPENED = ("torch.nn.functional", "torch.functional")
 
 
@@ -184,7 +212,12 @@ class _Operators(TorchDispatchMode):
         return ()
 
     def _attach(
-        self, call: Call, inputs: list[torch.Tensor], outputs: list[torch.Tensor], labels: Sequence[Labels], in_place: bool
+        self,
+        call: Call,
+        inputs: list[torch.Tensor],
+        outputs: list[torch.Tensor],
+        labels: Sequence[Labels],
+        in_place: bool,
     ) -> None:
         trace = self.trace
         nodes = tuple(sorted({labels_of(t).node for t in inputs}))
@@ -199,10 +232,22 @@ class _Operators(TorchDispatchMode):
             for array in (a for t in inputs for a in labels_of(t).arrays):
                 trace.relations.freeze(array, f"written in place into a part of a tensor by aten.{call.name}_")
         for tensor, lab in zip(outputs, (*labels, *[Labels()] * len(outputs)), strict=False):
-            attach(tensor, Labels(lab.arrays, lab.scale, lab.is_parameter, node))
+            trace.attach(tensor, Labels(lab.arrays, lab.scale, lab.is_parameter, node))
 
 
-_POINTWISE = {"copy", "fill", "zero", "masked_fill", "bernoulli", "lerp", "hardtanh", "gelu", "prelu", "rrelu", "glu_jvp"}
+_POINTWISE = {
+    "copy",
+    "fill",
+    "zero",
+    "masked_fill",
+    "bernoulli",
+    "lerp",
+    "hardtanh",
+    "gelu",
+    "prelu",
+    "rrelu",
+    "glu_jvp",
+}
 
 
 def _is_part(tensor: torch.Tensor) -> bool:
@@ -216,19 +261,18 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
     """
     memo: dict[int, Any] = {}
     shapes = shapes or {}
-    with torch.inference_mode():
-        for name, tensor in _named_tensors(model):
-            empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-        for module in model.modules():
-            for value in vars(module).values():
-                for tensor in tensors_in(value):
-                    memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
-        try:
-            return copy.deepcopy(model, memo).eval()
-        except Exception as error:
-            raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
+    for name, tensor in _named_tensors(model):
+        empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+    for module in model.modules():
+        for value in vars(module).values():
+            for tensor in tensors_in(value):
+                memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -237,14 +281,15 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
 
 
-def to_meta(value: Any) -> Any:
-    """Returns nested example inputs with all tensors on `meta`."""
+def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """Returns nested example inputs with all tensors on `meta`, floating ones as `dtype` if it is given."""
     if isinstance(value, torch.Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        own = value.dtype if dtype is None or not value.is_floating_point() else dtype
+        return torch.empty(value.shape, dtype=own, device="meta")
     if isinstance(value, (tuple, list)):
-        return type(value)(to_meta(v) for v in value)
+        return type(value)(to_meta(v, dtype) for v in value)
     if isinstance(value, dict):
-        return {k: to_meta(v) for k, v in value.items()}
+        return {k: to_meta(v, dtype) for k, v in value.items()}
     return value
 
 
@@ -282,17 +327,19 @@ def run(model: nn.Module, inputs: Any) -> Trace:
     Raises TraceError, with the model's own error inside, when the model fails on these inputs.
     """
     trace = Trace()
-    install(model, trace.relations.compare)
-    args, kwargs = as_arguments(inputs)
+    install(model, trace.relations)
+    # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    args, kwargs = as_arguments(to_meta(inputs, dtype))
     functions = _Functions(trace)
     mha_fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode(), _module_paths(model, trace.path):
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _module_paths(model, trace.path):
             for name, tensor in _named_tensors(model):
                 trace.label(name, tensor)
             with _Operators(trace, functions), functions:
-                output = model(*to_meta(args), **to_meta(kwargs))
+                output = model(*args, **kwargs)
     except Exception as error:
         at = f" in {trace.path[-1]!r}" if trace.path and trace.path[-1] else ""
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((args, kwargs)))
@@ -302,11 +349,13 @@ def run(model: nn.Module, inputs: Any) -> Trace:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(mha_fast_path)
+    trace.relations.keep_numbers()
     tensors = output_tensors(output)
     trace.output_shapes = tuple(tuple(t.shape) for t in tensors)
     for tensor in tensors:
         for array in labels_of(tensor).arrays:
             trace.relations.freeze(array, "output of the model")
+    trace.close()
     return trace
 
 

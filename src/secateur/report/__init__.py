@@ -1,5 +1,6 @@
 """What is shown and kept of a run: records, tables, figures, and descriptions of networks and plans."""
 
+from secateur.report.describe import describe, describe_plan
 from secateur.report.figure import save_figure
 from secateur.report.files import write_text, write_whole
 from secateur.report.results import Result, append_result, read_results
@@ -9,6 +10,8 @@ __all__ = [
     "COLUMNS",
     "Result",
     "append_result",
+    "describe",
+    "describe_plan",
     "markdown",
     "read_results",
     "save_figure",

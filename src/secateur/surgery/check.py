@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from secateur.allocation.plan import Plan
 from secateur.errors import CutError
-from secateur.graph.network import STAYS, Axis, Ints, Network
+from secateur.graph.network import Axis, Ints, Network
+
+Pair = tuple[str, int, Ints, Ints]
+UNSEEN = -2
 
 
 def check(before: Network, after: Network, plan: Plan) -> None:
@@ -28,7 +31,7 @@ def check(before: Network, after: Network, plan: Plan) -> None:
     mask = _survivors(before, plan)
     alone = _alone(before, mask)
     new_axes = {(a.tensor, a.dim): a for a in after.axes}
-    pairs: list[tuple[str, int, Ints, Ints]] = []
+    pairs: list[Pair] = []
     for axis in before.axes:
         new = new_axes.get((axis.tensor, axis.dim))
         keep = np.ones(axis.channels.size, np.bool_)
@@ -37,8 +40,8 @@ def check(before: Network, after: Network, plan: Plan) -> None:
             continue  # a dimension of size 1 has no labels
         if new is None or new.channels.size != keep.sum():
             raise CutError(f"{axis.tensor}[dim {axis.dim}] should have {keep.sum()} indices after the cut")
-        pairs += _pairs(axis, new, keep)
-    _compare(pairs, alone)
+        pairs += _pairs(axis, new, keep, alone)
+    _compare(pairs)
 
 
 def _survivors(network: Network, plan: Plan) -> np.ndarray:
@@ -58,11 +61,11 @@ def _survivors(network: Network, plan: Plan) -> np.ndarray:
     return mask
 
 
-def _pairs(axis: Axis, new: Axis, keep: np.ndarray) -> Sequence[tuple[str, int, Ints, Ints]]:
-    return (
-        (axis.tensor, axis.dim, axis.channels[keep], new.channels),
-        (axis.tensor, axis.dim, axis.owners[keep], new.owners),
-    )
+def _pairs(axis: Axis, new: Axis, keep: np.ndarray, alone: np.ndarray) -> Iterator[Pair]:
+    """Yields old and new component numbers of the surviving indices, and of the heads that they lie in."""
+    for side, channels in enumerate((axis.channels, axis.owners)):
+        seen = ~alone[channels[keep]]
+        yield axis.tensor, axis.dim, axis.components[side][keep][seen], new.components[side][seen]
 
 
 def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
@@ -77,24 +80,19 @@ def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
     return alone
 
 
-def _compare(pairs: Sequence[tuple[str, int, Ints, Ints]], alone: np.ndarray) -> None:
-    """Old and new channel numbers must map one to one over all axes; those that stay must stay."""
-    size = max((int(new.max(initial=STAYS)) for _, _, _, new in pairs), default=STAYS) + 2
-    forward = np.full(alone.size, -2, np.int64)
-    backward = np.full(size, -2, np.int64)
-    forward[STAYS] = STAYS
-    backward[STAYS] = STAYS
+def _compare(pairs: Sequence[Pair]) -> None:
+    """Old and new components must map one to one over all axes."""
+    forward = np.full(1 + max((int(old.max(initial=0)) for _, _, old, _ in pairs), default=0) + 1, UNSEEN, np.int64)
+    backward = np.full(1 + max((int(new.max(initial=0)) for _, _, _, new in pairs), default=0) + 1, UNSEEN, np.int64)
     for tensor, dim, old, new in pairs:
-        seen = ~alone[old]
-        old, new = old[seen], new[seen]
-        unset = forward[old] == -2
+        unset = forward[old] == UNSEEN
         forward[old[unset]] = new[unset]
-        unset = backward[new] == -2
+        unset = backward[new] == UNSEEN
         backward[new[unset]] = old[unset]
         wrong = (forward[old] != new) | (backward[new] != old)
         if wrong.any():
             index = int(np.flatnonzero(wrong)[0])
             raise CutError(
-                f"after the cut, {int(wrong.sum())} indices of {tensor}[dim {dim}] (the first is survivor {index}) are tied to "
-                "others than before: a rule for an operator on its way is wrong; the model was left as it was"
+                f"after the cut, {int(wrong.sum())} indices of {tensor}[dim {dim}] (the first is survivor {index}) are "
+                "tied to others than before: a rule for an operator on its way is wrong; the model was left as it was"
             )

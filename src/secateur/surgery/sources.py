@@ -191,7 +191,9 @@ def _build_transformers(source: ModelSource, pretrained: bool) -> nn.Module:
     model_class = getattr(transformers, named, None) or transformers.AutoModelForImageClassification
     try:
         if pretrained:
-            return model_class.from_pretrained(source.name, config=config)
+            # A head for other classes is made afresh; any other mismatch is an error.
+            new_head = "num_labels" in source.options and "image_size" not in source.options
+            return model_class.from_pretrained(source.name, config=config, ignore_mismatched_sizes=new_head)
         return model_class(config) if hasattr(transformers, named) else model_class.from_config(config)
     except (OSError, ValueError, RuntimeError) as error:
         raise (_no_weights if pretrained else _bad_options)(source, error) from error

@@ -48,7 +48,11 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
     _check_on_meta(model, shapes, plan, before)
     keep = _kept(plan, {n: t.device for n, t in tensors.items()})
-    changes = [(t, _cut_tensor(t.detach(), name, keep, plan), _cut_grad(t, name, keep)) for name, t in tensors.items() if name in shapes]
+    changes = [
+        (t, _cut_tensor(t.detach(), name, keep, plan), _cut_grad(t, name, keep))
+        for name, t in tensors.items()
+        if name in shapes
+    ]
     states = _cut_states(optimizer, tensors, shapes, keep) if optimizer is not None else []
     for tensor, data, grad in changes:
         tensor.grad = None
@@ -69,13 +73,17 @@ def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan)
     for change in plan.cuts:
         tensor = tensors.get(change.tensor)
         if tensor is None:
-            raise PlanError(f"the plan is for another architecture: {type(model).__name__} has no tensor {change.tensor!r}")
+            raise PlanError(
+                f"the plan is for another architecture: {type(model).__name__} has no tensor {change.tensor!r}"
+            )
         if tensor.ndim <= change.dim or tensor.shape[change.dim] != change.size:
             raise PlanError(
                 f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} of "
                 f"{change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
             )
-    raise PlanError(f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape")
+    raise PlanError(
+        f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape"
+    )
 
 
 def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, list[int]]:

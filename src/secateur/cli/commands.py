@@ -1,0 +1,240 @@
+"""The commands, one dataclass each: its fields are the arguments, its call does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+import secateur
+from secateur.allocation.allocate import Scope
+from secateur.cli.models import Opened, is_saved, open_model
+from secateur.criteria import Saliency, find_criterion
+from secateur.errors import InputError
+from secateur.report import describe, describe_plan, markdown, read_results, save_figure, table, write_text
+
+ModelName = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL",
+        help="timm name; hf:NAME or a name with a slash (Hugging Face); torchvision:NAME; or a saved directory",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Show what can be pruned in a model: families, groups, cost, and what is left alone and why."""
+
+    model: ModelName
+    random_weights: bool = False
+    """Do not look for pretrained weights."""
+    img_size: int | None = None
+    """Pixels per side of the example image; default: what the model was published with."""
+
+    def __call__(self, console: Console) -> None:
+        """Prints the description."""
+        opened = open_model(
+            self.model, random_weights=self.random_weights, img_size=_positive("img-size", self.img_size)
+        )
+        start = perf_counter()
+        network = secateur.trace(opened.model, opened.inputs)
+        seconds = perf_counter() - start
+        console.print(f"[bold]{escape(self.model)}[/bold], analysed in {seconds:.2f} s", highlight=False)
+        console.print(describe(network), highlight=False)
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Prune a model, show what goes from where, and save the smaller model."""
+
+    model: ModelName
+    out: Path
+    """Folder for the pruned model; it must not exist, or be empty."""
+    criterion: str = "l2"
+    """What to remove first: l1, l2, taylor, hessian or random."""
+    ratio: float = 0.5
+    """Fraction of channels to remove, in [0, 1)."""
+    scope: Scope = "global"
+    """Rank channels over the whole network, within each group, or within each family."""
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    """Other ratios for kinds, families or groups, as in: --ratios heads 0 head_dims 0.5"""
+    keep: tuple[str, ...] = ()
+    """Kinds, families or groups to leave alone."""
+    min_channels: int | None = None
+    """The least that stays of every group; default: 5 % of its width, and one head."""
+    round_to: int = 1
+    """Make kept widths multiples of this."""
+    random_weights: bool = False
+    """Start from random weights instead of pretrained ones."""
+    data: str | None = None
+    """Calibration images for criteria that need them: digits-dg, or a folder root/domain/class/*.jpg."""
+    unseen: str | None = None
+    """Domain of the data that must not be looked at."""
+    calibration_batches: int = 10
+    """Batches of calibration images."""
+    batch_size: int = 64
+    """Images per batch of calibration."""
+    img_size: int | None = None
+    """Pixels per side of the example image; default: what the model was published with."""
+    num_classes: int | None = None
+    """Give the model a fresh head with this many classes."""
+    seed: int = 0
+    """Chooses random weights, calibration images, and the scores of random."""
+
+    def __call__(self, console: Console) -> None:
+        """Prunes, prints the plan, and saves."""
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise InputError(f"{self.out} exists and is not empty; choose another folder, or remove it first")
+        if is_saved(self.model):
+            raise InputError(f"{self.model} holds a pruned model; prune the original at a higher ratio instead")
+        if not 0 <= self.ratio < 1:
+            raise InputError(f"ratio is {self.ratio}; it is the fraction of channels to remove and must lie in [0, 1)")
+        criterion = find_criterion(self.criterion)
+        needs_data = isinstance(criterion, Saliency) and criterion.statistic is not None
+        if needs_data and self.data is None:
+            raise InputError(f"criterion {self.criterion} needs images: pass --data digits-dg or a folder of domains")
+        torch.manual_seed(self.seed)
+        opened = open_model(
+            self.model,
+            random_weights=self.random_weights,
+            img_size=_positive("img-size", self.img_size),
+            num_classes=_positive("num-classes", self.num_classes),
+        )
+        plan = secateur.prune_(
+            opened.model,
+            opened.inputs,
+            criterion=criterion,
+            batches=self._batches(opened) if needs_data else None,
+            seed=self.seed,
+            ratio=self.ratio,
+            scope=self.scope,
+            ratios=dict(self.ratios),
+            keep=self.keep,
+            min_channels=self.min_channels,
+            round_to=self.round_to,
+        )
+        secateur.save(opened.model, plan, self.out, source=opened.source)
+        console.print(describe_plan(plan), highlight=False)
+        console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
+
+    def _batches(self, opened: Opened) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns calibration images as the model takes them; its classes must be those of the data."""
+        from secateur.data import DataConfig, load_split
+        from secateur.training import calibration_batches, logits_of
+
+        config = DataConfig(
+            unseen=self.unseen, seed=self.seed, image_size=opened.inputs.shape[-1], mean=opened.mean, std=opened.std
+        )
+        split = load_split(str(self.data), config)
+        batches = calibration_batches(
+            split, batches=self.calibration_batches, batch_size=self.batch_size, seed=self.seed
+        )
+        with torch.inference_mode():
+            num_classes = logits_of(opened.model(opened.inputs)).shape[-1]
+        if num_classes != split.num_classes:
+            raise InputError(
+                f"{self.model} tells {num_classes} classes apart, {self.data} has {split.num_classes}: pass a model "
+                f"trained on these data, or --num-classes {split.num_classes} for a fresh head"
+            )
+        return batches
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Prune, fine-tune and compare small models on digits-dg: five criteria, three ratios, one unseen domain."""
+
+    full: bool = False
+    """ViT, DeiT and BEiT instead of ViT only."""
+    out: Path | None = None
+    """Folder for the results; default: runs/ and the time."""
+    unseen: str | None = None
+    """Domain to test on and never train on; default: sketch."""
+    seed: int = 0
+    """Draws calibration images, the scores of random, and the order of fine-tuning."""
+    criteria: tuple[str, ...] = ("l1", "l2", "taylor", "hessian", "random")
+    """Criteria to compare."""
+    ratios: tuple[float, ...] = (0.5, 0.75, 0.95)
+    """Fractions of channels to remove."""
+    scope: Scope = "global"
+    """Rank channels over the whole network, within each group, or within each family."""
+    epochs: int | None = None
+    """Epochs of fine-tuning; default: what suits digits-dg."""
+
+    def __call__(self, console: Console) -> None:
+        """Runs the study with progress, and ends with the table and the paths of what was written."""
+        from dataclasses import replace
+
+        from secateur.data import DataConfig
+        from secateur.experiments.study import FIGURE, RESULTS, TABLE, StudyConfig, run_study
+        from secateur.training import FinetuneConfig, FinetuneProgress
+
+        out = self.out or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        finetune = FinetuneConfig()
+        if self.epochs is not None:
+            finetune = replace(finetune, epochs=self.epochs, warmup_epochs=min(finetune.warmup_epochs, self.epochs / 5))
+        config = StudyConfig(
+            out=out,
+            models=("vit", "deit", "beit") if self.full else ("vit",),
+            criteria=self.criteria,
+            ratios=self.ratios,
+            scope=self.scope,
+            split=DataConfig(unseen=self.unseen),
+            finetune=finetune,
+            seeds=(self.seed,),
+        )
+        start = perf_counter()
+        console.print(f"{config.num_runs} models to prune, fine-tune and test; results go to {out}", highlight=False)
+        with FinetuneProgress(runs=config.num_runs, console=console, lines="run") as progress:
+            results = run_study(config, progress)
+        console.print(table(results), highlight=False)
+        written = ", ".join(str(out / name) for name in (RESULTS, TABLE, FIGURE))
+        console.print(f"{perf_counter() - start:.0f} s; wrote {written}", highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Show the table of finished runs again."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUNS")]
+    """Folders with a results.jsonl, or such files."""
+    out: Path | None = None
+    """Folder to write table.md and accuracy.png to."""
+
+    def __call__(self, console: Console) -> None:
+        """Prints the table of all runs together."""
+        if not self.runs:
+            raise InputError("name at least one folder of results")
+        results = [result for path in self.runs for result in read_results(path)]
+        console.print(table(results), highlight=False)
+        if self.out is not None:
+            save_figure(results, self.out / "accuracy.png")
+            write_text(self.out / "table.md", markdown(results))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Write a picture of digits-dg: examples of every class in every domain."""
+
+    out: Path = Path("digits-dg.png")
+    """The PNG to write."""
+
+    def __call__(self, console: Console) -> None:
+        """Writes the contact sheet."""
+        from secateur.data import save_contact_sheet
+
+        console.print(f"wrote {save_contact_sheet(self.out)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InputError(f"{name} is {value}; it must be at least 1")
+    return value
