@@ -27,14 +27,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
 def _cases() -> list[tuple[str, str]]:
     # a size tied to the embedding's cannot change alone, and models without heads have no heads to choose
     tied = ("beit", "beitv2", "torchvision_vit", "torchvision_swin")
-    no_dims = ("heads_and_dims", "dims", "attention_alone")
     return [
         (model, request)
         for model in MODELS
         for request, values in REQUESTS.items()
         if ("ratios" not in values or model in WITH_HEADS) 
         and not (model in tied and request == "attention_alone")
-        and not (model == "torchvision_swin" and request in no_dims)
     ]
 
 

@@ -214,7 +214,7 @@ def make_plan(network: Network, removed: Ints, request: dict[str, Any], notes: t
     dense = network.mask()
     rescales = []
     for fix in network.scale_fixes:
-        factor = float(np.sqrt(fix.extent.size(mask) / fix.extent.size(dense)))
+        factor = (fix.extent.size(mask) / fix.extent.size(dense)) ** fix.exponent
         if factor != 1.0:
             for number, indices in fix.entries:
                 axis = network.axes[number]

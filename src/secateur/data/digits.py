@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,22 +65,31 @@ def rendered_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.
 
     Rendered once per process; the arrays are read-only. Raises `DataError` if scikit-learn is not installed.
     """
+    glyphs, labels = source_digits()
+    domains = _deal(labels)
+    pixels = np.empty((len(labels), 3, SIZE, SIZE), dtype=np.uint8)
+    for source, (glyph, domain) in enumerate(zip(glyphs, domains, strict=True)):
+        pixels[source] = render(glyph, DOMAINS[domain], np.random.default_rng([_SEED, source]))
+    for array in (pixels, labels, domains):
+        array.setflags(write=False)
+    return pixels, labels, domains
+
+
+def source_digits() -> tuple[Floats, NDArray[np.int64]]:
+    """Returns scikit-learn's digits (1797 x 8 x 8, ink in 0..1) and their labels (1797)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("digits-dg needs scikit-learn: pip install 'secateur[train]'") from error
     sources, labels = load_digits(return_X_y=True)
-    glyphs = np.asarray(sources, dtype=np.float64).reshape(-1, 8, 8) / 16.0
-    labels = np.asarray(labels, dtype=np.int64)
-    domains = _deal(labels)
-    pixels = np.empty((len(labels), 3, SIZE, SIZE), dtype=np.uint8)
-    for source, (glyph, domain) in enumerate(zip(glyphs, domains, strict=True)):
-        colours = _RENDERERS[DOMAINS[domain]](glyph, np.random.default_rng([_SEED, source]))
-        # A shift off the middle keeps exact halves from rounding one way here and the other way elsewhere.
-        pixels[source] = np.floor(np.clip(colours, 0.0, 1.0) * 255.0 + 0.4990234375)
-    for array in (pixels, labels, domains):
-        array.setflags(write=False)
-    return pixels, labels, domains
+    return np.asarray(sources, dtype=np.float64).reshape(-1, 8, 8) / 16.0, np.asarray(labels, dtype=np.int64)
+
+
+def render(glyph: Floats, domain: str, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Returns one picture (3 x 32 x 32) of a glyph (8 x 8, ink in 0..1) in the manner of a domain."""
+    colours = np.clip(_RENDERERS[domain](glyph, rng), 0.0, 1.0)
+    # A shift off the middle keeps exact halves from rounding one way here and the other way elsewhere.
+    return np.floor(colours * 255.0 + 0.4990234375).astype(np.uint8)
 
 
 def save_contact_sheet(path: str | Path, *, columns: int = 20) -> Path:
@@ -107,7 +117,7 @@ def save_contact_sheet(path: str | Path, *, columns: int = 20) -> Path:
 
 
 def _deal(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns a domain for every digit: each class is shuffled and dealt out in turn, so all domains get equal shares."""
+    """Returns a domain for every digit: each class is shuffled and dealt out in turn, so domains get equal shares."""
     rng = np.random.default_rng(_SEED)
     order = np.concatenate([rng.permutation(np.flatnonzero(labels == c)) for c in range(len(CLASSES))])
     domains = np.empty(len(labels), dtype=np.int64)
@@ -126,10 +136,8 @@ def _plain(glyph: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _sketch(glyph: Floats, rng: np.random.Generator) -> Floats:
-    from scipy import ndimage
-
     inside = _enlarged(glyph, rng, fine=_FINE) > 0.45
-    line = ndimage.binary_dilation(inside, _disc(2)) & ~ndimage.binary_erosion(inside, _disc(1))
+    line = _dilated(inside, 2) & _dilated(~inside, 1)
     paper = rng.uniform(0.9, 1.0)
     pencil = rng.uniform(0.0, 0.25)
     return np.repeat((paper + (pencil - paper) * _averaged(line))[None], 3, axis=0)
@@ -151,11 +159,9 @@ def _texture(glyph: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _thick(glyph: Floats, rng: np.random.Generator) -> Floats:
-    from scipy import ndimage
-
     angle = rng.uniform(-25.0, 25.0)
     inside = _enlarged(glyph, rng, fine=_FINE, angle=angle, scale=2.7) > 0.45
-    ink = _averaged(ndimage.binary_dilation(inside, _disc(int(rng.integers(2, 5)))))
+    ink = _averaged(_dilated(inside, int(rng.integers(2, 5))))
     hue = rng.random()
     ground = _colour(hue, rng.uniform(0.1, 0.35), rng.uniform(0.85, 1.0))
     front = _colour(hue + rng.uniform(0.3, 0.7), rng.uniform(0.6, 1.0), rng.uniform(0.2, 0.5))
@@ -181,7 +187,7 @@ def _enlarged(glyph: Floats, rng: np.random.Generator, *, fine: int, angle: floa
     matrix = np.array([[cos, -sin], [sin, cos]]) / (scale * fine)
     shift = rng.uniform(-2.0, 2.0, size=2) * fine
     middle = (SIZE * fine - 1) / 2
-    offset = np.array([3.5, 3.5]) - matrix @ (np.array([middle, middle]) + shift)
+    offset: Any = np.array([3.5, 3.5]) - matrix @ (np.array([middle, middle]) + shift)  # stubs know scalars only
     shape = (SIZE * fine, SIZE * fine)
     return np.clip(ndimage.affine_transform(glyph, matrix, offset, shape, order=3, mode="grid-constant"), 0.0, 1.0)
 
@@ -191,10 +197,12 @@ def _averaged(mask: NDArray[np.bool_]) -> Floats:
     return mask.reshape(SIZE, _FINE, SIZE, _FINE).mean(axis=(1, 3))
 
 
-def _disc(radius: int) -> NDArray[np.bool_]:
-    """Returns a round structuring element of the given radius in fine pixels."""
+def _dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Returns the mask grown by a disc of the given radius in fine pixels."""
+    from scipy import ndimage
+
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return x * x + y * y <= radius * radius + 1
+    return np.asarray(ndimage.binary_dilation(mask, x * x + y * y <= radius * radius + 1), dtype=np.bool_)
 
 
 def _colour(hue: float, saturation: float, value: float) -> Floats:

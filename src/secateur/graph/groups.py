@@ -136,7 +136,7 @@ def _summed(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
 def _scale_fixes(trace: Trace, solution: Solution, number: Ints) -> tuple[ScaleFix, ...]:
     starts = np.array([labels[0] for _, _, labels in trace.axes])
     fixes = []
-    for arrays, raw in trace.relations.scale_fixes:
+    for arrays, raw, exponent in trace.relations.scale_fixes:
         if _is_fixed(raw, solution, number):
             continue
         entries = []
@@ -145,7 +145,7 @@ def _scale_fixes(trace: Trace, solution: Solution, number: Ints) -> tuple[ScaleF
             where = np.searchsorted(starts, labels, side="right") - 1
             for i in np.unique(where).tolist():
                 entries.append((i, labels[where == i] - starts[i]))
-        fixes.append(ScaleFix(tuple(entries), _extent(raw, solution, number)))
+        fixes.append(ScaleFix(tuple(entries), _extent(raw, solution, number), exponent))
     return tuple(fixes)
 
 

@@ -142,13 +142,14 @@ class Attribute:
 
 @dataclass(frozen=True, eq=False)
 class ScaleFix:
-    """Entries to multiply by sqrt(new width / old width) so that an attention keeps its temperature.
+    """Entries to multiply by (new width / old width) ** exponent so that an attention keeps its temperature.
 
     `entries` are (axis number in `Network.axes`, indices along it); the weights there make the query.
     """
 
     entries: tuple[tuple[int, Ints], ...]
     extent: Extent
+    exponent: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,8 @@ class Relations:
         self.costs: list[tuple[int, tuple[Ints, ...]]] = []
         self.quotients: list[tuple[Quotient, RawExtent]] = []
         self.numbers: list[tuple[Expression, str]] = []
-        self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent]] = []
+        self.powers: list[tuple[Expression, float, tuple[Ints, ...]]] = []
+        self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent, float]] = []
         self._fibre_of = np.full(1, -1, np.int64)
         self._fibre_size: list[int] = []
 
@@ -228,15 +229,23 @@ class Relations:
         """Notes that the model computed with a size as a number: it must keep its value, or the function changes."""
         self.numbers.append((expression, self.where()))
 
+    def power(self, expression: Expression, exponent: float, weights: tuple[Ints, ...]) -> None:
+        """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to the power `exponent`."""
+        self.powers.append((expression, exponent, weights))
+
+    def _extents(self, expression: Expression) -> list[RawExtent]:
+        known = [e for other, e in [*self.attributes, *self.quotients] if other == expression]
+        return [*known, expression] if isinstance(expression, RawExtent) else known
+
     def keep_numbers(self) -> None:
-        """Freezes, at the end of a trace, what decides a size that the model computed with."""
+        """Freezes, at the end of a trace, what decides a size that the model computed with, or notes how to make up for it."""
         why = "its size enters the computation as a number"
         for expression, where in self.numbers:
-            extents = [e for known, e in [*self.attributes, *self.quotients] if known == expression]
-            if isinstance(expression, RawExtent):
-                extents.append(expression)
-            for extent in extents:
+            for extent in self._extents(expression):
                 if extent.kind == "rows":
                     self.pins.append((extent.labels, why, where))
                 else:
                     self.freezes.append(Freeze(extent.labels.ravel(), why, where, extent.kind == "width"))
+        for expression, exponent, weights in self.powers:
+            for extent in self._extents(expression)[:1]:
+                self.scale_fixes.append((weights, extent, -exponent))

@@ -229,15 +229,14 @@ def attention(call: Call) -> Labels:
 
 def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
     """The operator divides by sqrt(D) of the cut tensor: remember which weights can make up for it."""
+    weights = call.labels("query").scale
     for array in q.arrays:
         if array.shape[rank - 1] > 1:
-            rows = [a for a in call.labels("query").scale or () if a.shape[rank - 1] > 1]
-            if rows:
-                call.relations.scale_fixes.append((tuple(rows), call.relations.extent(array, rank - 1)))
+            if weights:
+                call.relations.scale_fixes.append((weights, call.relations.extent(array, rank - 1), 0.5))
             else:
-                call.relations.freeze(
-                    array, "it sets the temperature of an attention that no weight can restore", channel_only=True
-                )
+                why = "it sets the temperature of an attention that no weight can restore"
+                call.relations.freeze(array, why, channel_only=True)
 
 
 def _affine(call: Call, arrays: tuple[Ints, ...], shape: Shape, axes: list[int]) -> tuple[Ints, ...]:

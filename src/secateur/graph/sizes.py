@@ -140,6 +140,8 @@ class Size(int):
         return int.__hash__(self)
 
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        if modulo is None and isinstance(other, float):
+            return Power(int(self) ** other, self, other)
         self.observer.number(self.expression)
         return pow(int(self), other, modulo)
 
@@ -160,6 +162,56 @@ class Size(int):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)
+
+
+class Power(float):
+    """A size to some power, as in `head_dim ** -0.5`: when it scales a tensor, weights can make up for a change of it."""
+
+    base: Size
+    exponent: float
+
+    def __new__(cls, value: float, base: Size, exponent: float) -> Power:
+        power = super().__new__(cls, value)
+        power.base = base
+        power.exponent = exponent
+        return power
+
+    def plain(self) -> float:
+        """Returns the number for arithmetic that is not followed: the size must then keep its value."""
+        self.base.observer.number(self.base.expression)
+        return float.__add__(self, 0.0)
+
+    def __mul__(self, other: Any) -> Any:
+        return NotImplemented if isinstance(other, torch.Tensor) else self.plain() * other
+
+    def __rmul__(self, other: Any) -> Any:
+        return other * self.plain()
+
+    def __truediv__(self, other: Any) -> Any:
+        return NotImplemented if isinstance(other, torch.Tensor) else self.plain() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.plain()
+
+    def __add__(self, other: Any) -> Any:
+        return self.plain() + other
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return self.plain() - other
+
+    def __rsub__(self, other: Any) -> Any:
+        return other - self.plain()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(self.plain(), other, modulo)
+
+    def __neg__(self) -> float:
+        return -self.plain()
+
+    def __float__(self) -> float:
+        return self.plain()
 
 
 def product(left: Expression, right: Expression) -> Expression:
@@ -201,6 +253,18 @@ def install(model: nn.Module, observer: Observer) -> None:
             elif type(value) in (tuple, list, torch.Size) and value and all(type(v) is int for v in value):
                 sizes = [Size(v, FromAttribute(name, (*path, i)), observer) for i, v in enumerate(value)]
                 attributes[key] = type(value)(sizes)
+
+
+def powers_in(arguments: object) -> Iterator[Power]:
+    """Yields all `Power`s in call arguments."""
+    if isinstance(arguments, Power):
+        yield arguments
+    elif isinstance(arguments, (tuple, list)):
+        for item in arguments:
+            yield from powers_in(item)
+    elif isinstance(arguments, dict):
+        for item in arguments.values():
+            yield from powers_in(item)
 
 
 def sizes_in(arguments: object) -> Iterator[int]:

@@ -27,7 +27,7 @@ from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, varyi
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise, tensors_in
-from secateur.graph.sizes import Size, install, sizes_in
+from secateur.graph.sizes import Power, Size, install, powers_in, sizes_in
 
 _HERE = __file__.rsplit("/", 1)[0] + "/"
 _TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
@@ -81,7 +81,7 @@ class Trace:
                 labels = self.relations.new_labels(size)
                 self.axes.append((name, dim, labels))
                 arrays.append(labels.reshape([-1 if i == dim else 1 for i in range(tensor.ndim)]))
-        self.attach(tensor, Labels(tuple(arrays), tuple(arrays), True))
+        self.attach(tensor, Labels(tuple(arrays), tuple(arrays[:1]), True))
 
     def mark_role(self, array: Ints, role: Role) -> None:
         """Notes what the labels of `array` do in a weight."""
@@ -116,11 +116,23 @@ class _Functions(TorchFunctionMode):
             finally:
                 self._inside.pop()
         self.integers = tuple(sizes_in((args, kwargs)))
-        if func.__name__ in _ARITHMETIC:
+        self._note_numbers(func.__name__, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _note_numbers(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes sizes that go into the call as numbers, not as shapes."""
+        relations = self.trace.relations
+        if name in _ARITHMETIC:
             for size in self.integers:
                 if isinstance(size, Size):
-                    self.trace.relations.number(size.expression)
-        return func(*args, **kwargs)
+                    relations.number(size.expression)
+        for power in powers_in((args, kwargs)):
+            weights = labels_of(args[0]).scale if len(args) == 2 else None
+            sign = {"mul": 1.0, "__rmul__": 1.0, "div": -1.0, "true_divide": -1.0, "__truediv__": -1.0}.get(name)
+            if sign is not None and weights and isinstance(args[1], Power):
+                relations.power(power.base.expression, sign * power.exponent, weights)
+            else:
+                relations.number(power.base.expression)
 
     def _sizes(self, tensor: torch.Tensor) -> list[int]:
         """Returns the shape, with an expression where a dimension is labelled."""
@@ -145,6 +157,7 @@ class _Functions(TorchFunctionMode):
 
 
 _ARITHMETIC = {"mul", "div", "add", "sub", "rsub", "pow", "true_divide", "multiply", "divide", "__rpow__", "__rtruediv__"}
+_ARITHMETIC |= {"tensor", "as_tensor", "scalar_tensor"}
 _ARITHMETIC |= {f"{name}_" for name in ("mul", "div", "add", "sub", "pow")}
 _OPENED = ("torch.nn.functional", "torch.functional")
 

@@ -20,12 +20,12 @@ from secateur.report.table import quantity
 
 @dataclass(frozen=True)
 class _Row:
-    """A group as shown: fibres x width before and, under a plan, after."""
+    """A group as shown: fibres x width before and, under a plan, after it."""
 
     name: str
     family: str
     before: tuple[int, int]
-    after: tuple[int, int] | None = None
+    after: tuple[int, int] = (0, 0)
 
 
 def describe(network: Network) -> RenderableType:
@@ -33,55 +33,62 @@ def describe(network: Network) -> RenderableType:
     rows = [_Row(g.name, g.family, (int(g.channels.shape[0]), int(g.channels.shape[1]))) for g in network.groups]
     head = (
         f"{network.params:,} parameters ({quantity(network.params)}), "
-        f"{network.macs:,} multiply-accumulates per example ({quantity(network.macs)})\n"
+        f"{network.macs:,} MACs per example ({quantity(network.macs)})\n"
         f"{len(rows)} groups in {len(network.families)} families, {len(network.residuals)} residual branches"
     )
+    grid = _grid("family", "groups", "channels", "width of each", numbers=(2,))
+    for family, members in _together(rows):
+        channels = sum(_count(row.before) for row in members)
+        cells = (family, _pattern([row.name for row in members]), f"{channels:,}", _runs([r.before for r in members]))
+        grid.add_row(*map(escape, cells))
     unknown = [
         f"[yellow]no rule for {escape(operator)}[/yellow]: all that it touches is left alone; {escape(where)}"
         for operator, where in network.unknown_operators
     ]
-    return Stack(head, _groups(rows), *_left_alone(network.frozen), *unknown)
+    return Stack(head, grid, *_left_alone(network.frozen), *unknown)
 
 
 def describe_plan(plan: Plan) -> RenderableType:
-    """Returns what `plan` does: cost before and after, families with their groups and widths, and notes."""
-    cost = _grid("", "dense", "remaining", "left", "dense/left", left=1)
-    for name, dense, left in (
-        ("parameters", plan.dense_params, plan.params),
-        ("multiply-accumulates per example", plan.dense_macs, plan.macs),
-    ):
-        cost.add_row(name, f"{dense:,}", f"{left:,}", f"{left / max(1, dense):.1%}", f"{dense / max(1, left):.2f}")
-    notes = [f"[yellow]note:[/yellow] {escape(note)}" for note in plan.notes]
-    return Stack(cost, _groups([_Row(g.name, g.family, g.before, g.after) for g in plan.groups]), *notes)
+    """Returns what `plan` does: cost and channels before and after, the widths of all groups, and notes."""
+    rows = [_Row(g.name, g.family, g.before, g.after) for g in plan.groups]
+    summary = _grid("", "dense", "remaining", "left", "dense/left", numbers=(1, 2, 3, 4))
+
+    def line(name: str, dense: int, left: int) -> None:
+        cells = (name, f"{dense:,}", f"{left:,}", f"{left / max(1, dense):.1%}", f"{dense / max(1, left):.2f}")
+        summary.add_row(*map(escape, cells))
+
+    line("parameters", plan.dense_params, plan.params)
+    line("MACs per example", plan.dense_macs, plan.macs)
+    summary.add_section()
+    for family in sorted({row.family for row in rows}):
+        mine = [row for row in rows if row.family == family]
+        line(f"channels of {family}", sum(_count(r.before) for r in mine), sum(_count(r.after) for r in mine))
+    widths = _grid("groups", "width", "kept")
+    for _, members in _together(rows):
+        cells = (
+            _pattern([r.name for r in members]),
+            _runs([r.before for r in members]),
+            _runs([r.after for r in members]),
+        )
+        widths.add_row(*map(escape, cells))
+    return Stack(summary, widths, *(f"[yellow]note:[/yellow] {escape(note)}" for note in plan.notes))
 
 
-def _grid(*columns: str, left: int) -> Table:
-    """Returns an empty table whose first `left` columns hold text, the others numbers."""
+def _grid(*columns: str, numbers: Sequence[int] = ()) -> Table:
+    """Returns an empty table; the columns at the positions `numbers` hold numbers, the last one may take many lines."""
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i < left else "right", overflow="fold")
+        justify = "right" if i in numbers else "left"
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=i < len(columns) - 1)
     return grid
 
 
-def _groups(rows: Sequence[_Row]) -> Table:
-    """Returns one row for all groups of a family whose names differ only in numbers: one per block, as a rule."""
+def _together(rows: Sequence[_Row]) -> list[tuple[str, list[_Row]]]:
+    """Returns the groups of each family whose names differ only in numbers: one per block, as a rule."""
     together: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         together.setdefault((row.family, re.sub(r"\d+", "*", row.name)), []).append(row)
-    is_plan = any(row.after for row in rows)
-    columns = ("family", "groups", *(("width", "kept") if is_plan else ("width",)), "channels")
-    grid = _grid(*columns, *(("kept", "left") if is_plan else ()), left=4 if is_plan else 3)
-    for (family, _), members in sorted(together.items(), key=lambda item: item[0][0]):
-        before = sum(_count(row.before) for row in members)
-        cells = [family, _pattern([row.name for row in members]), _runs([row.before for row in members])]
-        if is_plan:
-            after = sum(_count(row.after or row.before) for row in members)
-            kept = _runs([row.after or row.before for row in members])
-            cells += [kept, f"{before:,}", f"{after:,}", f"{after / before:.1%}"]
-        else:
-            cells += [f"{before:,}"]
-        grid.add_row(*map(escape, cells))
-    return grid
+    return sorted(((family, members) for (family, _), members in together.items()), key=lambda item: item[0])
 
 
 def _count(shape: tuple[int, int]) -> int:
@@ -89,11 +96,11 @@ def _count(shape: tuple[int, int]) -> int:
 
 
 def _runs(shapes: Sequence[tuple[int, int]]) -> str:
-    """Returns widths in order, equal neighbours together: `3072 (12x)`; fibres as `3 x 64`."""
+    """Returns widths in order, equal neighbours together: `3072 (12x)`; fibres as `3x64`."""
     parts = []
     for shape, run in groupby(shapes):
         times = len(list(run))
-        text = str(shape[1]) if shape[0] == 1 else f"{shape[0]} x {shape[1]}"
+        text = str(shape[1]) if shape[0] == 1 else f"{shape[0]}x{shape[1]}"
         parts.append(text if times == 1 else f"{text} ({times}x)")
     return ", ".join(parts)
 
@@ -111,9 +118,11 @@ def _left_alone(frozen: Sequence[Frozen]) -> Iterable[RenderableType]:
         together.setdefault((axis.reason, axis.where.rpartition("(")[2]), []).append(axis)
     if not together:
         return
-    grid = _grid("left alone", "why", "where", "indices", left=3)
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    grid.add_column("left alone (number of indices)", overflow="fold", ratio=2)
+    grid.add_column("why, and where", overflow="fold", ratio=3)
     for (reason, _), axes in together.items():
         more = f" and {len(axes) - 1} more" if len(axes) > 1 else ""
-        first = f"{axes[0].tensor}[dim {axes[0].dim}]{more}"
-        grid.add_row(*map(escape, (first, reason, axes[0].where, f"{sum(axis.count for axis in axes):,}")))
+        first = f"{axes[0].tensor}[dim {axes[0].dim}]{more} ({sum(axis.count for axis in axes):,})"
+        grid.add_row(escape(first), escape(f"{reason}: {axes[0].where}"))
     yield grid

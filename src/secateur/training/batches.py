@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,17 @@ def calibration_batches(split: Split, *, batches: int = 10, batch_size: int = 64
     return drawn
 
 
-def loader(dataset: Dataset[tuple[Tensor, int]], batch_size: int, *, workers: int = 0) -> DataLoader[Batch]:
-    """Returns batches of a data set in its own order; raises `InputError` if it is empty."""
+def loader(
+    dataset: Dataset[tuple[Tensor, int]], batch_size: int, *, shuffle_seed: int | None = None, workers: int = 0
+) -> DataLoader[Any]:
+    """Returns batches of a data set, in its own order or shuffled anew each epoch; raises `DataError` if it is empty.
+
+    Order depends on `shuffle_seed` alone: torch's global generator is neither read nor moved.
+    """
     check_filled(dataset)
-    # A generator of its own: without one the loader would draw from torch's global generator, even unshuffled.
-    return DataLoader(dataset, batch_size, num_workers=workers, generator=torch.Generator())
+    shuffle = shuffle_seed is not None
+    generator = torch.Generator().manual_seed(shuffle_seed or 0)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
 
 
 def check_filled(dataset: Dataset[tuple[Tensor, int]]) -> None:

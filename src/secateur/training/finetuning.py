@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from secateur.data.protocol import Split
 from secateur.errors import DataError, InputError
-from secateur.training.batches import Batch, check_labels, check_logits, device_of, logits_of, mode_kept
+from secateur.training.batches import check_labels, check_logits, device_of, loader, logits_of, mode_kept
 from secateur.training.config import FinetuneConfig
 from secateur.training.evaluation import blame, evaluate
 from secateur.training.progress import Tick, Watcher
@@ -95,13 +94,7 @@ class _Run:
         if self.accelerator.num_processes > 1:
             model.to(self.accelerator.device)
         self.device = device_of(model)
-        batches: DataLoader[Batch] = DataLoader(
-            split.train,
-            config.batch_size,
-            shuffle=True,
-            num_workers=config.workers,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+        batches = loader(split.train, config.batch_size, shuffle_seed=config.seed, workers=config.workers)
         optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=config.betas)
         with _attributes_kept(model):
             self.wrapped, self.optimizer, self.batches = self.accelerator.prepare(model, optimizer, batches)

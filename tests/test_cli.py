@@ -1,0 +1,193 @@
+"""The command line does what it says on real models, and meets bad input with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateur
+from secateur.cli import main
+from secateur.report import read_results
+
+TINY = ("vit_tiny_patch16_224", "--random-weights", "--img-size", "32")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Returns the complaint about `arguments`, after checking that it is one line and nothing else."""
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("secateur: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err
+
+
+def test_trace_shows_families_groups_cost_and_what_stays_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "trace", *TINY)
+    assert code == 0
+    words = out.split()
+    assert {"embedding", "heads", "mlp", "head_dims.qk", "head_dims.v"} <= set(words)
+    assert "blocks.*.mlp.fc1" in words
+    assert "768 (12x)" in out
+    model = secateur.surgery.build_model(secateur.ModelSource("timm", TINY[0], {"img_size": 32}), "random")
+    network = secateur.trace(model, torch.zeros(1, 3, 32, 32))
+    assert f"{network.params:,} parameters" in out
+    assert f"{network.macs:,} MACs per example" in out
+    assert "head.weight[dim 0]" in out
+    assert "output of the model" in out
+
+
+@pytest.mark.parametrize("name", ["hf:ViTForImageClassification", "torchvision:vit_b_16", "resnet18"])
+def test_trace_takes_names_of_three_libraries(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, out, _ = run(capsys, "trace", name, "--random-weights", "--img-size", 64)
+    assert code == 0
+    assert "parameters" in out
+
+
+def test_prune_saves_a_model_that_trace_and_load_open_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "prune", *TINY, "--ratio", 0.5, "--scope", "local", "--out", tmp_path / "small")
+    assert code == 0
+    assert "768 (12x)" in out
+    assert "384 (12x)" in out
+    model = secateur.load(tmp_path / "small")
+    plan = json.loads((tmp_path / "small" / "plan.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == plan["params"] < plan["dense_params"]
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
+    code, out, _ = run(capsys, "trace", tmp_path / "small")
+    assert code == 0
+    assert f"{plan['params']:,} parameters" in out
+
+
+def test_prune_of_a_transformers_model_can_be_loaded_without_any_hub(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, _ = run(
+        capsys, "prune", "hf:ViTForImageClassification", "--random-weights", "--img-size", 32, "--out", tmp_path / "vit"
+    )
+    assert code == 0
+    with torch.inference_mode():
+        assert secateur.load(tmp_path / "vit")(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+
+
+def test_prune_with_gradients_takes_images_of_the_source_domains(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    taylor = ("--criterion", "taylor", "--data", "digits-dg", "--calibration-batches", 1, "--batch-size", 16)
+    assert "has 10: pass a model" in refused(capsys, "prune", *TINY, *taylor, "--out", tmp_path / "a")
+    code, _, _ = run(capsys, "prune", *TINY, *taylor, "--num-classes", 10, "--out", tmp_path / "a")
+    assert code == 0
+    assert json.loads((tmp_path / "a" / "plan.json").read_text())["request"]["criterion"] == "taylor"
+
+
+def test_prune_is_deterministic(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run(capsys, "prune", *TINY, "--criterion", "random", "--seed", 3, "--out", tmp_path / name)[0] == 0
+    first, second = ((tmp_path / name / "secateur.json").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("trace", "vit_tiny_patch16_225", "--random-weights"), "did you mean 'vit_tiny_patch16_224'"),
+        (("trace", "hf:ViTForImageClasification", "--random-weights"), "did you mean 'ViTForImageClassification'"),
+        (("trace", "torchvision:vit_b_17", "--random-weights"), "did you mean 'vit_b_16'"),
+        (("trace", "vit_tiny_patch16_224"), "--random-weights"),
+        (("trace", "google/vit-base-patch16-224"), "hf:ViTForImageClassification --random-weights"),
+        (("trace", "hf:ViTForImageClassification"), "--random-weights"),
+        (("trace", "vit_giant_patch14_224"), "--random-weights"),
+        (("trace", *TINY[:2], "--img-size", "-4"), "img-size is -4"),
+        (("trace", *TINY[:2], "--img-size", "7"), "inputs of shape (1, 3, 7, 7)"),
+        (("prune", *TINY, "--criterion", "hesian", "--out", "{new}"), "did you mean 'hessian'"),
+        (("prune", *TINY, "--ratio", "1.5", "--out", "{new}"), "must lie in [0, 1)"),
+        (("prune", *TINY, "--ratio", "nan", "--out", "{new}"), "must lie in [0, 1)"),
+        (("prune", *TINY, "--ratios", "mpl", "0.5", "--out", "{new}"), "did you mean 'mlp'"),
+        (("prune", *TINY, "--keep", "mpl", "--out", "{new}"), "did you mean 'mlp'"),
+        (("prune", *TINY, "--criterion", "taylor", "--out", "{new}"), "pass --data"),
+        (("prune", *TINY, "--criterion", "taylor", "--data", "digits", "--out", "{new}"), "'digits-dg'"),
+        (("prune", *TINY, "--out", "{used}"), "exists and is not empty"),
+        (("prune", "{saved}", "--out", "{new}"), "holds a pruned model"),
+        (("trace", "{saved}"), "is corrupt or was changed"),
+        (("trace", "{used}"), "cannot be had"),
+        (("report", "{new}"), "no results at"),
+        (("report", "{used}/results.jsonl"), "line 1"),
+        (("report",), "name at least one folder"),
+        (("demo", "--out", "{used}"), "in use already"),
+        (("demo", "--criteria", "l3", "--out", "{new}"), "unknown criterion 'l3'"),
+        (("demo", "--ratios", "1.0", "--out", "{new}"), "between 0 and 1"),
+        (("demo", "--unseen", "scetch", "--out", "{new}"), "did you mean 'sketch'"),
+        (("demo", "--epochs", "0", "--out", "{new}"), "epochs must be at least 1"),
+    ],
+)
+def test_bad_input_ends_with_one_line_exit_code_2_and_nothing_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    used, saved = tmp_path / "used", tmp_path / "saved"
+    used.mkdir()
+    (used / "results.jsonl").write_text('{"model": ')
+    saved.mkdir()
+    for name in ("model.safetensors", "plan.json"):
+        (saved / name).write_text("{}")
+    (saved / "secateur.json").write_text(
+        json.dumps({"format": 1, "source": {"kind": "timm", "name": TINY[0], "options": {}}, "sha256": {}})
+    )
+    before = sorted(tmp_path.rglob("*"))
+    places = {"{new}": str(tmp_path / "new"), "{saved}": str(saved)}
+    line = refused(capsys, *(places.get(a, a.replace("{used}", str(used))) for a in arguments))
+    assert complaint in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_wrong_flag_is_refused_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["trace", "vit_tiny_patch16_224", "--nonsense"])
+    assert stopped.value.code == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_demo_ends_in_table_results_and_figure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    quick = ("--criteria", "l2", "hessian", "--ratios", 0.5, "--epochs", 1)
+    code, shown, _ = run(capsys, "demo", *quick, "--unseen", "thick", "--seed", 1, "--out", out)
+    assert code == 0
+    results = read_results(out)
+    assert [(r.criterion, r.ratio, r.status) for r in results] == [
+        (None, 0.0, "ok"),
+        ("l2", 0.5, "ok"),
+        ("hessian", 0.5, "ok"),
+    ]
+    for result in results:
+        assert (result.unseen, result.seed, result.data) == ("thick", 1, "digits-dg")
+        assert result.dense_test_acc == results[0].test_acc
+        assert result.delta_acc is not None
+        assert result.latency_ratio is not None
+        assert result.config_hash == results[0].config_hash
+    assert all((r.macs_ratio or 0) > 1.5 for r in results[1:])
+    assert "ΔAcc" in shown
+    assert "hessian" in shown
+    assert (out / "table.md").read_text().count("| 50 % |") == 2
+    png = (out / "accuracy.png").read_bytes()
+    assert png[:4] == b"\x89PNG"
+    assert min(struct.unpack(">II", png[16:24])) > 400
+    assert {p.name for p in out.iterdir()} == {"accuracy.png", "config.json", "results.jsonl", "table.md"}
+    code, again, _ = run(capsys, "report", out)
+    assert code == 0
+    assert "hessian" in again
+
+
+def test_data_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "data", "--out", tmp_path / "digits.png")
+    assert code == 0
+    assert "digits.png" in out.replace("\n", "")
+    assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
