@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import secateur
 from secateur.cli import main
+from secateur.experiments import study
 from secateur.report import read_results
 
 TINY = ("vit_tiny_patch16_224", "--random-weights", "--img-size", "32")
@@ -191,3 +193,37 @@ def test_data_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert code == 0
     assert "digits.png" in out.replace("\n", "")
     assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(network: secateur.Network, scores: secateur.Scores, **request: Any) -> secateur.Plan:
+        if scores.criterion == "l1":
+            raise secateur.PlanError("no such luck")
+        return secateur.allocate(network, scores, **request)
+
+    monkeypatch.setattr(study, "allocate", allocate)
+    quick = ("--criteria", "l1", "l2", "--ratios", 0.5, "--epochs", 1)
+    code, _, err = run(capsys, "demo", *quick, "--out", tmp_path / "run")
+    assert code == 2
+    assert err.startswith("secateur: error: 1 of 3 runs failed, the first (vit_digits, l1 50%) with: no such luck")
+    results = read_results(tmp_path / "run")
+    assert [(r.criterion, r.status, r.error) for r in results] == [
+        (None, "ok", None),
+        ("l1", "failed", "no such luck"),
+        ("l2", "ok", None),
+    ]
+    assert "l1 at 50% failed: no such luck" in (tmp_path / "run" / "table.md").read_text()
+    assert (tmp_path / "run" / "accuracy.png").exists()
+
+
+def test_a_crash_is_recorded_before_it_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finetune_(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(study, "finetune_", finetune_)
+    with pytest.raises(ZeroDivisionError):
+        main(["demo", "--out", str(tmp_path / "run")])
+    (result,) = read_results(tmp_path / "run")
+    assert (result.status, result.error) == ("failed", "ZeroDivisionError: by nought")

@@ -145,7 +145,7 @@ def _scope_key(network: Network, scope: Scope, leader: int, named: dict[int, str
 def _climb(ladders: Sequence[Ladder], ratio: float) -> list[int]:
     """Returns how many steps of each ladder to take so that the fraction `ratio` of their channels goes.
 
-    All steps are ranked together. The order does not depend on the ratio and each ladder is climbed from its bottom, so
+    All steps are ranked together; where scores are equal, all ladders are climbed equally far. The order does not depend on the ratio and each ladder is climbed from its bottom, so
     a larger ratio never keeps more of anything.
     """
     total = sum(len(k.steps) * k.weight if k.per_step == 1 else k.width for k in ladders)
@@ -153,7 +153,8 @@ def _climb(ladders: Sequence[Ladder], ratio: float) -> list[int]:
     scores = np.concatenate([k.scores[: k.limit] for k in ladders])
     owner = np.concatenate([np.full(k.limit, i) for i, k in enumerate(ladders)])
     weights = np.concatenate([np.full(k.limit, k.weight) for k in ladders])
-    order = np.lexsort((np.arange(scores.size), scores))
+    height = np.concatenate([np.arange(1, k.limit + 1) * k.per_step / k.width for k in ladders])
+    order = np.lexsort((np.arange(scores.size), height, scores))
     taken = order[np.cumsum(weights[order]) <= target]
     return np.bincount(owner[taken].astype(np.int64), minlength=len(ladders)).tolist()
 

@@ -131,8 +131,8 @@ class Plan:
         for group in self.groups:
             families.setdefault(group.family, []).append(group)
         lines = [
-            f"parameters {self.dense_params:,} -> {self.params:,} ({self.params / self.dense_params:.1%}), "
-            f"MACs {self.dense_macs:,} -> {self.macs:,} ({self.macs / self.dense_macs:.1%})"
+            f"parameters {self.dense_params:,} -> {self.params:,} ({self.params / max(1, self.dense_params):.1%}), "
+            f"MACs {self.dense_macs:,} -> {self.macs:,} ({self.macs / max(1, self.dense_macs):.1%})"
         ]
         for name, groups in families.items():
             before = sum(g.before[0] * g.before[1] for g in groups)

@@ -183,7 +183,7 @@ class Demo:
             finetune = replace(finetune, epochs=self.epochs, warmup_epochs=min(finetune.warmup_epochs, self.epochs / 5))
         config = StudyConfig(
             out=out,
-            models=("vit", "deit", "beit") if self.full else ("vit",),
+            models=("vit_digits", "deit_digits", "beit_digits") if self.full else ("vit_digits",),
             criteria=self.criteria,
             ratios=self.ratios,
             scope=self.scope,
@@ -192,7 +192,6 @@ class Demo:
             seeds=(self.seed,),
         )
         start = perf_counter()
-        console.print(f"{config.num_runs} models to prune, fine-tune and test; results go to {out}", highlight=False)
         with FinetuneProgress(runs=config.num_runs, console=console, lines="run") as progress:
             results = run_study(config, progress)
         console.print(table(results), highlight=False)

@@ -43,7 +43,7 @@ class StudyConfig:
     """
 
     out: Path
-    models: tuple[str, ...] = ("vit",)
+    models: tuple[str, ...] = ("vit_digits",)
     criteria: tuple[str, ...] = ("l1", "l2", "taylor", "hessian", "random")
     ratios: tuple[float, ...] = (0.5, 0.75, 0.95)
     scope: Scope = "global"

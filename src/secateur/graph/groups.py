@@ -114,12 +114,13 @@ def _links(solution: Solution, number: Ints) -> tuple[Link, ...]:
 def _frozen(trace: Trace, axes: Sequence[Axis], solution: Solution) -> tuple[Frozen, ...]:
     result = []
     for axis, (_, _, labels) in zip(axes, trace.axes, strict=True):
-        stays = (axis.channels == STAYS) & (axis.owners == STAYS)
-        if not stays.any():
-            continue
-        counts = Counter(solution.reason[c] for c in solution.channel[labels[stays]].tolist() if c in solution.reason)
-        for (reason, where), count in counts.items():
-            result.append(Frozen(axis.tensor, axis.dim, count, reason, where))
+        for stays, hint in (
+            ((axis.channels == STAYS) & (axis.owners == STAYS), ""),
+            ((axis.channels == STAYS) & (axis.owners != STAYS), " (they may go with their head)"),
+        ):
+            counts = Counter(solution.reason[c] for c in solution.channel[labels[stays]].tolist())
+            for (reason, where), count in counts.items():
+                result.append(Frozen(axis.tensor, axis.dim, count, reason + hint, where))
     return tuple(result)
 
 

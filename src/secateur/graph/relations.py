@@ -127,6 +127,19 @@ class Relations:
         self.own(parents, rows)
         return parents[index.ravel()].reshape([n if i in kept else 1 for i, n in enumerate(array.shape)])
 
+    def fuse(self, outer: Ints, inner: Ints) -> Ints:
+        """Returns one joint component for two that vary along different dimensions, the inner ones being fibres.
+
+        Needed where a view merges the two dimensions: an index of the result goes when either of the two does.
+        """
+        shape = np.broadcast_shapes(outer.shape, inner.shape)
+        joint = self.new_labels(int(np.prod(shape))).reshape(shape)
+        rows = slices(joint, sorted(varying(outer)))
+        self.add_fibres(rows)
+        self.own(outer.ravel(), rows)
+        self.own(inner.ravel(), slices(joint, sorted(varying(inner))))
+        return joint
+
     def reduce(self, arrays: Iterable[Ints], axes: Iterable[int]) -> tuple[Ints, ...]:
         """Returns the components (same rank) of a tensor that has been summed, averaged … over `axes`."""
         gone = frozenset(axes)
@@ -194,8 +207,13 @@ class Relations:
             return RawExtent(slices(array, others), "width")
         return RawExtent(slices(array, [axis]), "rows")
 
-    def bind(self, expression: Expression, extent: RawExtent) -> bool:
-        """Notes that `expression` must give the size `extent` after a cut; False when nothing can make it so."""
+    def bind(self, expression: Expression | None, extent: RawExtent) -> bool:
+        """Notes that `expression` must give the size `extent` after a cut; False when nothing can make it so.
+
+        None stands for a size that torch works out itself.
+        """
+        if expression is None:
+            return True
         if isinstance(expression, FromAttribute):
             self.attributes.append((expression, extent))
             return True

@@ -24,7 +24,9 @@ from secateur.graph.sizes import Expression, expression_of
 class Call:
     """One call of an operator: its arguments by the names of its schema, its output, and the integers of the call.
 
-    `integers` are those that the Python caller passed, in order, with their expressions where they have one.
+    `integers` are those that the Python caller passed, in order, with their expressions where they have one. A `nested`
+    call was made by torch while it decomposed another operator: sizes that the caller did not pass are torch's own, worked
+    out from the shapes at hand.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Call:
     relations: Relations
     integers: tuple[int, ...]
     mark_role: Callable[[Ints, Role], None]
+    nested: bool
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
@@ -53,13 +56,17 @@ class Call:
         """Returns a dimension argument as a non-negative number."""
         return int(self.arguments[name] or 0) % max(1, self.arguments[of].ndim)
 
-    def expressions(self, values: Sequence[int]) -> list[Expression]:
-        """Returns, for a run of integers that the operator received, the expressions that the caller passed for them."""
+    def expressions(self, values: Sequence[int]) -> list[Expression | None]:
+        """Returns, for a run of integers that the operator received, the expressions that the caller passed for them.
+
+        None stands for a size that torch works out itself.
+        """
         wanted, given = list(values), self.integers
         for start in range(len(given) - len(wanted) + 1):
             if list(map(int, given[start : start + len(wanted)])) == wanted:
-                return [expression_of(v) for v in given[start : start + len(wanted)]]
-        return [int(v) for v in values]
+                found = [expression_of(v) for v in given[start : start + len(wanted)]]
+                return [None if v == -1 else v for v in found]
+        return [None if self.nested or v == -1 else int(v) for v in values]
 
 
 Rule = Callable[[Call], Labels | tuple[Labels, ...]]

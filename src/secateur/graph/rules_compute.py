@@ -179,12 +179,14 @@ def _grouped(call: Call, channels: list[Ints], w_out: list[Ints], w_in: list[Int
             relations.freeze(array, "grouped convolution over channels that are not labelled")
         return w_out
     x, out = channels[0], w_out[0]
-    if inputs == groups:
-        relations.tie(np.repeat(x, outputs // groups), out)
+    if inputs == groups == outputs:
+        relations.tie(x, out)
         spec = call.expressions([groups])[0]
         if not relations.bind(spec, RawExtent(x[None], "count")):
             relations.freeze(x, FIXED_SIZE)
         return [out]
+    if inputs == groups:
+        relations.freeze(x, "a grouped convolution has one input channel in each group")
     rows = x.reshape(groups, -1)
     if w_in:
         rows = np.concatenate([rows, w_in[0][None]])
@@ -205,6 +207,8 @@ def attention(call: Call) -> Labels:
     repeats = q.shape[-3] // k.shape[-3] if call["enable_gqa"] else 1
 
     def repeated(tensor: Operand, axis: int) -> Operand:
+        if tensor.shape[axis] == 1:
+            return tensor  # a single head serves all queries: it is broadcast
         arrays = tuple(np.repeat(a, repeats, axis) if a.shape[axis] > 1 else a for a in tensor.arrays)
         return Operand(arrays, (*tensor.shape[:axis], tensor.shape[axis] * repeats, *tensor.shape[axis + 1 :]))
 

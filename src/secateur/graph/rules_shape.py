@@ -11,6 +11,8 @@ from secateur.graph.sizes import Expression, Product, Quotient, RawExtent
 
 FIXED_SIZE = "its size comes from a constant or an expression that cannot be followed"
 FIXED_POSITION = "a fixed position along it is read"
+MOST_FUSED = 1 << 20
+"""Two labelled dimensions that a view merges are followed up to this many indices, and frozen above."""
 
 
 @rule("clone", "contiguous", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh", "view_as_real", "pin_memory")
@@ -59,12 +61,30 @@ def view(call: Call) -> Labels:
         return labels
     blocks = align_blocks(old, new)
     specs = _view_specs(call, new)
+    labels = _fuse_merged(call.relations, labels, blocks)
     for array in labels.arrays:
         after = regroup(array, old, new, blocks)
         for left, right in blocks:
             if any(array.shape[i] > 1 for i in left):
                 _constrain_block(call.relations, (array, old, left), (after, right), specs)
     return labels.map(lambda a: regroup(a, old, new, blocks))
+
+
+def _fuse_merged(relations: Relations, labels: Labels, blocks: list[tuple[range, range]]) -> Labels:
+    """Returns labels in which no two components run along dimensions that one block merges."""
+    arrays = list(labels.arrays)
+    for before, after in blocks:
+        together = [a for a in arrays if varying(a) & set(before)]
+        if len(together) < 2 or len(before) < 2 or len(after) == len(before):
+            continue
+        outer, inner = sorted(together, key=lambda a: min(varying(a)))[:2]
+        arrays = [a for a in arrays if a is not outer and a is not inner]
+        if len(together) > 2 or outer.size * inner.size > MOST_FUSED:
+            for array in together:
+                relations.freeze(array, "several labelled dimensions are merged")
+        else:
+            arrays.append(relations.fuse(outer, inner))
+    return Labels(tuple(arrays), labels.scale, labels.is_parameter, labels.node)
 
 
 def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
@@ -79,9 +99,9 @@ def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
         specs: list[Expression | None] = [None] * len(new)
         axis = call.axis()
         values: list[int] = list(call["sizes"])
-        specs[axis : axis + len(values)] = [None if e == -1 else e for e in call.expressions(values)]
+        specs[axis : axis + len(values)] = call.expressions(values)
         return specs
-    return [None if e == -1 else e for e in call.expressions(given)]
+    return call.expressions(given)
 
 
 def _fix(relations: Relations, array: Ints, axis: int, extent: RawExtent) -> None:
@@ -108,10 +128,8 @@ def _constrain_block(
         relations.add_fibres(slices(after, [i for i in range(after.ndim) if i != split[-1]]))
     for axis in split:
         extent = relations.extent(after, axis)
-        spec = specs[axis]
-        if spec is None or relations.bind(spec, extent) or _bind_quotient(relations, after, axis, specs):
-            continue
-        _fix(relations, after, axis, extent)
+        if not relations.bind(specs[axis], extent) and not _bind_quotient(relations, after, axis, specs):
+            _fix(relations, after, axis, extent)
 
 
 def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Expression | None]) -> bool:
@@ -119,8 +137,9 @@ def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Exp
     spec = specs[axis]
     if not isinstance(spec, Quotient):
         return False
-    for other, beside in enumerate(specs):
-        copies = 1
+    # the divisor may equal another size by chance: the dimension just before comes first, then labelled ones
+    for other in sorted(range(len(specs)), key=lambda i: (i != axis - 1, array.shape[i] == 1)):
+        beside, copies = specs[other], 1
         if isinstance(beside, Product) and isinstance(beside.left, int):
             copies, beside = beside.left, beside.right
         if other != axis and beside == spec.right:
@@ -342,6 +361,33 @@ def pad(call: Call) -> Labels:
         return np.pad(a, [(max(0, lo), max(0, hi)) for lo, hi in width], constant_values=CONSTANT)
 
     return Labels(tuple(widen(a) for a in labels.arrays), None, labels.is_parameter)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+def shuffle(call: Call) -> Labels:
+    """Channels move to or from positions, or change places: those that must keep step go together."""
+    axis = call["self"].ndim - 3 if "pixel" in call.name else 1
+    factor = int(call["upscale_factor"] or call["downscale_factor"] or 1) ** 2
+
+    def move(a: Ints) -> Ints:
+        if a.shape[axis] == 1:
+            return a
+        if call.name == "pixel_unshuffle":
+            return np.repeat(a, factor, axis)
+        if call.name == "pixel_shuffle":
+            return a.take(range(0, a.shape[axis], factor), axis)
+        rows = a.reshape(*a.shape[:axis], int(call["groups"]), -1, *a.shape[axis + 1 :])
+        return rows.swapaxes(axis, axis + 1).reshape(a.shape)
+
+    for array in call.labels("self").arrays:
+        if varying(array) != {axis}:
+            call.relations.freeze(array, "shuffled together with another labelled dimension")
+        elif call.name == "pixel_shuffle":
+            call.relations.bundle(array.reshape(-1, factor))
+        elif "channel" in call.name:
+            call.relations.bundle(array.reshape(int(call["groups"]), -1).T)
+    labels = call.labels("self")
+    return Labels(tuple(move(a) for a in labels.arrays if varying(a) == {axis}), None, labels.is_parameter)
 
 
 @rule("index", "index_select", "embedding")

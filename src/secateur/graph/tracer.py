@@ -173,6 +173,7 @@ class _Operators(TorchDispatchMode):
         super().__init__()
         self.trace = trace
         self.functions = functions
+        self._depth = 0
         self._schemas: dict[Any, tuple[list[str], dict[str, Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,8 +182,12 @@ class _Operators(TorchDispatchMode):
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         pointwise = torch.Tag.pointwise in func.tags
         if base not in RULES and not pointwise and func._can_decompose():
-            with self:
-                result = func.decompose(*args, **kwargs)
+            self._depth += 1
+            try:
+                with self:
+                    result = func.decompose(*args, **kwargs)
+            finally:
+                self._depth -= 1
             if result is not NotImplemented:
                 return result
         output = func(*args, **kwargs)
@@ -196,6 +201,7 @@ class _Operators(TorchDispatchMode):
             self.trace.relations,
             self.functions.integers,
             self.trace.mark_role,
+            self._depth > 0,
         )
         inputs = list(tensors_in(call.arguments))
         labels = self._labels(call, inputs, base, pointwise)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.allocation.plan import Plan
-from secateur.errors import CheckpointError, InputError, PlanError
+from secateur.errors import CheckpointError, CutError, InputError, PlanError, TraceError
 from secateur.graph.groups import fingerprint
-from secateur.surgery.cutting import cut_
+from secateur.surgery.cutting import cut_, named_tensors
 from secateur.surgery.sources import ModelSource, build_model, source_of
 
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "secateur.json"
@@ -37,17 +37,20 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, source: ModelSo
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not empty; choose another directory, or remove it first")
     source = source or source_of(model)
-    original = build_model(source, "random")
+    original = _build(source)
     if fingerprint(original) != plan.fingerprint:
         raise CheckpointError(
             f"{source.kind} model {source.name} with options {dict(source.options)} is not the architecture that the plan "
             "was made for; pass source=ModelSource(kind, name, options) with the arguments that built the original"
         )
     _expect_cut(model, plan)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        save_model(model, str(staging / WEIGHTS))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error}") from error
+    try:
+        save_file(_contents(model), staging / WEIGHTS)
         (staging / PLAN).write_text(plan.to_json())
         manifest = {
             "format": FORMAT,
@@ -73,23 +76,46 @@ def load(directory: str | Path) -> nn.Module:
     """
     path = Path(directory)
     manifest = _read_manifest(path)
-    source = ModelSource.from_dict(manifest["source"])
+    source = ModelSource.from_dict(manifest.get("source"))
     try:
         plan = Plan.from_json((path / PLAN).read_text())
-        model = build_model(source, "random")
+        model = _build(source)
         cut_(model, plan)
-    except PlanError as error:
+    except (PlanError, CutError, TraceError) as error:
         raise CheckpointError(f"{path} does not fit the installed {source.kind}'s {source.name}: {error}") from error
     try:
-        _match_types(model, load_file(path / WEIGHTS))
-        load_model(model, path / WEIGHTS)
-    except (SafetensorError, RuntimeError, OSError) as error:
+        saved = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path / WEIGHTS} does not hold the weights of this model: {error}") from error
+    tensors = named_tensors(model)
+    wrong = sorted(
+        {n for n, t in tensors.items() if n not in saved or saved[n].shape != t.shape} | (saved.keys() - tensors.keys())
+    )
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{path / WEIGHTS} does not hold the weights of this model: {', '.join(wrong[:3])}{more} are missing, of "
+            "another shape, or not part of the model"
+        )
+    for name, tensor in tensors.items():
+        tensor.data = saved[name]
     return model.eval()
 
 
+def _build(source: ModelSource) -> nn.Module:
+    """Returns the original architecture; torch's random state stays as it was."""
+    with torch.random.fork_rng(devices=()):
+        return build_model(source, "random")
+
+
+def _contents(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns all tensors of the model, shared ones once. Buffers that are not part of a state dict are among them: the
+    model may compute with them, and needs them in its own type."""
+    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in named_tensors(model).items()}
+
+
 def _expect_cut(model: nn.Module, plan: Plan) -> None:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     for change in plan.cuts:
         size = change.size - len(change.removed)
         tensor = tensors.get(change.tensor)
@@ -122,10 +148,3 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if _digest(path / name) != digests.get(name):
             raise CheckpointError(f"{path / name} is corrupt or was changed: its checksum is not the recorded one")
     return manifest
-
-
-def _match_types(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
-    """Gives the model's tensors the types that were saved: a model saved in half precision loads in half precision."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in saved and saved[name].dtype != tensor.dtype:
-            tensor.data = tensor.data.to(saved[name].dtype)

@@ -42,7 +42,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     Raises PlanError when the plan was made for another architecture, CutError when the check fails; then the model and
     the optimizer are as they were.
     """
-    tensors = _tensors(model)
+    tensors = named_tensors(model)
     _validate(model, tensors, plan)
     before = plan.network or trace(model, restore_inputs(plan.inputs))
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
@@ -53,23 +53,22 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
         for name, t in tensors.items()
         if name in shapes
     ]
-    states = _cut_states(optimizer, tensors, shapes, keep) if optimizer is not None else []
+    states = _cut_states(optimizer, tensors, keep) if optimizer is not None else []
     for tensor, data, grad in changes:
         tensor.grad = None
-        tensor.data = data
+        _replace_data(tensor, data)
         tensor.grad = grad
     for state, key, value in states:
         state[key] = value
     _apply_attributes(model, plan.attributes)
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns all parameters and buffers of `model`, each once, under the first of its names."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
-    if fingerprint(model) == plan.fingerprint:
-        return
     for change in plan.cuts:
         tensor = tensors.get(change.tensor)
         if tensor is None:
@@ -81,9 +80,14 @@ def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan)
                 f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} of "
                 f"{change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
             )
-    raise PlanError(
-        f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape"
-    )
+        if not all(0 <= i < change.size for i in change.removed):
+            raise PlanError(
+                f"the plan removes indices beyond the {change.size} along dimension {change.dim} of {change.tensor!r}"
+            )
+    if fingerprint(model) != plan.fingerprint:
+        raise PlanError(
+            f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape"
+        )
 
 
 def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, list[int]]:
@@ -98,7 +102,12 @@ def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, li
 
 def _check_on_meta(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Any) -> None:
     bones = skeleton(model, shapes)
-    _apply_attributes(bones, plan.attributes)
+    try:
+        _apply_attributes(bones, plan.attributes)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise PlanError(
+            f"the plan sets an attribute that this {type(model).__name__} does not have: {error}"
+        ) from error
     try:
         after = build(bones, run(bones, before.inputs), before.inputs)
     except TraceError as error:
@@ -141,20 +150,43 @@ def _cut_grad(
     return None if tensor.grad is None else _select(tensor.grad, keep.get(name, []))
 
 
+def _replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """Puts `data`, of another shape, into `tensor`.
+
+    While a graph of an earlier pass is alive (a loss that a training loop still holds), autograd keeps what it needs to
+    add to the parameter's gradient, old shape included; it only forgets that when the type changes in between.
+    """
+    other = torch.float16 if tensor.dtype == torch.float32 else torch.float32
+    if tensor.requires_grad:
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
+
+
 def _cut_states(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, torch.Tensor],
-    shapes: Mapping[str, torch.Size],
     keep: Mapping[str, list[tuple[AxisCut, torch.Tensor]]],
 ) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
-    """Returns (state, key, new value) for each tensor of the optimizer's state that has the shape of its parameter."""
+    """Returns (state, key, new value) for each tensor of the optimizer's state that follows the shape of its parameter.
+
+    A dimension in which the state has size 1 (a factored second moment, say) stays. Raises PlanError for state of any
+    other shape: it cannot be cut, and the optimizer would fail later.
+    """
     changes = []
-    for name in shapes:
+    for name in keep:
         parameter = tensors[name]
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name in keep:
-                changes.append((state, key, _select(value, keep[name])))
+            if not isinstance(value, torch.Tensor) or value.numel() <= 1:
+                continue
+            alike = [n == m for n, m in zip(value.shape, parameter.shape, strict=False)]
+            if value.ndim != parameter.ndim or not all(a or n == 1 for a, n in zip(alike, value.shape, strict=True)):
+                raise PlanError(
+                    f"the state {key!r} that {type(optimizer).__name__} keeps for {name!r} has shape {tuple(value.shape)}, "
+                    f"and the parameter {tuple(parameter.shape)}: it cannot be cut along; cut the model without the "
+                    "optimizer, and start a new one"
+                )
+            changes.append((state, key, _select(value, [(c, i) for c, i in keep[name] if alike[c.dim]])))
     return changes
 
 

@@ -104,6 +104,15 @@ def check_logits(logits: Tensor, num_classes: int) -> None:
         )
 
 
+@contextmanager
+def extra_needed() -> Iterator[None]:
+    """Turns a failing import of what only the extra `train` installs into an `InputError` that says so."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"training and evaluation need the extra: pip install 'secateur[train]' ({error})") from error
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Returns the device of the model's first parameter or buffer, the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from secateur.errors import InputError
-from secateur.training.batches import check_logits, check_range, device_of, loader, logits_of, mode_kept
+from secateur.training.batches import check_logits, check_range, device_of, extra_needed, loader, logits_of, mode_kept
 
 
 def evaluate(
@@ -24,7 +24,8 @@ def evaluate(
     the device it is on, and is left in the mode it was in. Raises `DataError` for an empty data set, labels out of
     range and images that are not finite, `InputError` for a head of the wrong width or outputs that are not finite.
     """
-    from torchmetrics.classification import MulticlassAccuracy
+    with extra_needed():
+        from torchmetrics.classification import MulticlassAccuracy
 
     device = device_of(model)
     accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False).to(device)
@@ -37,7 +38,8 @@ def evaluate(
             if not torch.isfinite(logits).all():
                 raise InputError(f"the model's output is not finite in batch {number}; {blame(model, images)}")
             accuracy.update(logits, labels.to(device))
-        return 100.0 * float(accuracy.compute())
+        # The metric divides in float32; the rounding takes away the error of that.
+        return round(100.0 * float(accuracy.compute()), 4)
 
 
 def blame(model: nn.Module, images: Tensor) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.data.protocol import Split
-from secateur.errors import DataError, InputError
-from secateur.training.batches import check_labels, check_logits, device_of, loader, logits_of, mode_kept
+from secateur.errors import InputError
+from secateur.training.batches import check_labels, check_logits, device_of, extra_needed, loader, logits_of, mode_kept
 from secateur.training.config import FinetuneConfig
 from secateur.training.evaluation import blame, evaluate
 from secateur.training.progress import Tick, Watcher
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,14 @@ class _Run:
     """One fine-tuning run: the model with everything that stands around it."""
 
     def __init__(self, model: nn.Module, split: Split, config: FinetuneConfig, progress: Watcher | None) -> None:
-        from torchmetrics import MeanMetric
-        from torchmetrics.classification import MulticlassAccuracy
+        with extra_needed():
+            from accelerate import Accelerator
+            from torchmetrics import MeanMetric
+            from torchmetrics.classification import MulticlassAccuracy
 
         self.model, self.split, self.config, self.progress = model, split, config, progress
-        self.accelerator = _accelerator()
+        # The model stays where its owner put it, so nothing is placed by Accelerate itself.
+        self.accelerator = Accelerator(device_placement=False, mixed_precision="no")
         if self.accelerator.num_processes > 1:
             model.to(self.accelerator.device)
         self.device = device_of(model)
@@ -179,15 +178,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _accelerator() -> Accelerator:
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise DataError("fine-tuning needs Accelerate: pip install 'secateur[train]'") from error
-    # The model stays where its owner put it, so nothing is placed by Accelerate itself.
-    return Accelerator(device_placement=False, mixed_precision="no")
 
 
 @contextmanager

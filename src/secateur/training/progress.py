@@ -87,7 +87,7 @@ class FinetuneProgress:
 
         def watch(tick: Tick) -> None:
             last = tick.step == tick.steps
-            self._bars.update(task, total=tick.steps, completed=tick.step, state=str(tick))
+            self._bars.update(task, total=tick.steps, completed=tick.step, state=str(tick), refresh=last)
             if self.console.is_terminal:
                 if last:
                     self._bars.remove_task(task)

@@ -1,0 +1,1 @@
+"""Studies: what is compared, on which models and data."""
