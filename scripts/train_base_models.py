@@ -75,13 +75,13 @@ def main(
     models: tuple[str, ...] = tuple(BASE_MODELS),
     unseen: tuple[str, ...] = ("thick",),
     pooled: bool = False,
-    copies: int = 12,
-    epochs: int = 16,
+    copies: int = 36,
+    epochs: int = 8,
     out: Path = WEIGHTS,
 ) -> None:
-    """Trains each of `models` for each domain of `unseen` (and for the pooled split) and writes the weights to `out`."""
+    """Trains each of `models` for each domain of `unseen` (and the pooled split) and writes the weights to `out`."""
     configs = [DataConfig(unseen=u) for u in unseen] + [DataConfig(split="iid_pooled")] * pooled
-    recipe = FinetuneConfig(epochs=epochs, batch_size=128, lr=1e-3, warmup_epochs=0.3)
+    recipe = FinetuneConfig(epochs=epochs, batch_size=128, lr=1e-3, warmup_epochs=0.1)
     with FinetuneProgress(len(models) * len(configs)) as progress:
         for data in configs:
             split = load_split("digits-dg", data)

@@ -1,4 +1,4 @@
-"""The models that the tests run on: real architectures of timm, transformers and torchvision, small, with random values."""
+"""The models that the tests run on: real architectures of three libraries, small, with random values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def _hf(name: str, **options: object) -> Callable[[], nn.Module]:
     return build
 
 
-_TOKENS = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80, "image_size": 64}
+_TOKENS = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "image_size": 64,
+}
 _SWIN = {"embed_dim": 24, "depths": [2, 1], "num_heads": [3, 6], "window_size": 4, "image_size": 64}
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -39,13 +45,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "deit_distilled": _timm("deit_tiny_distilled_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=4),
     "beit": _timm("beit_base_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=4),
     "beitv2": _timm("beitv2_base_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=4),
-    "swin": _timm("swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(3, 6)),
+    "swin": _timm(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(3, 6)
+    ),
     "convnext": _timm("convnext_atto", depths=(1, 1, 2, 1), dims=(16, 24, 32, 40)),
     "resnet18": _timm("resnet18", channels=(8, 12, 16, 20)),
     "resnet50": _timm("resnet50", layers=(2, 1, 1, 1)),
     "mobilenetv2": _timm("mobilenetv2_050"),
     "hf_vit": _hf("ViTForImageClassification", **_TOKENS),
-    "hf_beit": _hf("BeitForImageClassification", **_TOKENS, use_relative_position_bias=True, use_absolute_position_embeddings=True),
+    "hf_beit": _hf(
+        "BeitForImageClassification", **_TOKENS, use_relative_position_bias=True, use_absolute_position_embeddings=True
+    ),
     "hf_deit": _hf("DeiTForImageClassification", **_TOKENS),
     "hf_deit_teacher": _hf("DeiTForImageClassificationWithTeacher", **_TOKENS),
     "hf_swin": _hf("SwinForImageClassification", **_SWIN),

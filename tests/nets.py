@@ -183,7 +183,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(5, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 1)), (TOKENS,)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 3, 1)), ((2, 1, 4, 4, 4),)),
     "group_norm": (
-        lambda: nn.Sequential(_conv(3, 12), nn.BatchNorm2d(12), nn.ReLU(), _conv(12, 8), nn.BatchNorm2d(8), _conv(8, 3)),
+        lambda: nn.Sequential(
+            _conv(3, 12), nn.BatchNorm2d(12), nn.ReLU(), _conv(12, 8), nn.BatchNorm2d(8), _conv(8, 3)
+        ),
         (IMAGE,),
     ),
     "shared_module": (lambda: Net(_shared, a=nn.Linear(6, 9), s=nn.Linear(9, 9), b=nn.Linear(9, 3)), (TOKENS,)),
@@ -202,12 +204,17 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
         lambda: Net(_squeeze_excite, a=_conv(3, 8), b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(4, 8, 1), d=_conv(8, 3)),
         (IMAGE,),
     ),
-    "two_inputs": (lambda: Net(_two_inputs, a=nn.Linear(6, 9), b=nn.Linear(4, 9), c=nn.Linear(9, 3)), (TOKENS, (2, 5, 4))),
+    "two_inputs": (
+        lambda: Net(_two_inputs, a=nn.Linear(6, 9), b=nn.Linear(4, 9), c=nn.Linear(9, 3)),
+        (TOKENS, (2, 5, 4)),
+    ),
     "written_in_place": (lambda: Net(_written, a=nn.Linear(6, 12), b=nn.Linear(12, 3), c=nn.Linear(6, 8)), (TOKENS,)),
     "unknown_operator": (lambda: Net(_unknown, a=nn.Linear(6, 5), b=nn.Linear(5, 3)), (TOKENS,)),
     "gru": (Recurrent, (TOKENS,)),
     "torch_encoder": (
-        lambda: nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), nn.Linear(16, 3)),
+        lambda: nn.Sequential(
+            nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), nn.Linear(16, 3)
+        ),
         (TOKENS,),
     ),
     **{

@@ -236,9 +236,9 @@ def test_all_problems_of_a_folder_are_told_at_once(office: Path) -> None:
 
 def test_fewer_than_two_domains_and_missing_roots_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "only" / "x" / "1.png")
-    with pytest.raises(DataError, match="at least two domains .* found only"):
+    with pytest.raises(DataError, match=r"at least two domains .* found only"):
         domain_folder(tmp_path, DataConfig(unseen="only"))
-    with pytest.raises(DataError, match="no data set at .*nowhere"):
+    with pytest.raises(DataError, match=r"no data set at .*nowhere"):
         domain_folder(tmp_path / "nowhere", DataConfig())
     with pytest.raises(DataError, match="no data set at"):
         load_split(f"{tmp_path}/nowhere", DataConfig())

@@ -152,7 +152,9 @@ def test_analysis_needs_no_weights() -> None:
 
 
 def test_a_model_that_fails_says_so_with_its_own_error() -> None:
-    with pytest.raises(secateur.TraceError, match=r"failed in 'patch_embed'.*\(1, 3, 32, 32\).*doesn't match") as caught:
+    with pytest.raises(
+        secateur.TraceError, match=r"failed in 'patch_embed'.*\(1, 3, 32, 32\).*doesn't match"
+    ) as caught:
         secateur.trace(build_model("vit"), torch.empty(1, 3, 32, 32))
     assert isinstance(caught.value.__cause__, AssertionError)
 

@@ -31,8 +31,7 @@ def _cases() -> list[tuple[str, str]]:
         (model, request)
         for model in MODELS
         for request, values in REQUESTS.items()
-        if ("ratios" not in values or model in WITH_HEADS) 
-        and not (model in tied and request == "attention_alone")
+        if ("ratios" not in values or model in WITH_HEADS) and not (model in tied and request == "attention_alone")
     ]
 
 

@@ -31,9 +31,10 @@ def allocate(
 ) -> Plan:
     """Returns the plan that removes the fraction `ratio` (in [0, 1)) of the channels of each scope, least scores first.
 
-    `scope`: "local" gives every group its own threshold; "global" ranks all groups together, except that heads are ranked
-    among heads; "isomorphic" ranks inside each family. Scores are divided by the mean of their group first (unless the
-    criterion says otherwise), so that layers of different scale compete on shares (arXiv 2504.04196, section III).
+    `scope`: "local" gives every group its own threshold; "global" ranks all groups together, except that heads are
+    ranked among heads; "isomorphic" ranks inside each family. Scores are divided by the mean of their group first
+    (unless the criterion says otherwise), so that layers of different scale compete on shares (arXiv 2504.04196,
+    section III).
 
     `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone. By default
     attention loses heads and keeps its head dimensions: `ratios={"heads": 0, "head_dims": 0.5}` is the other way,
@@ -145,10 +146,10 @@ def _scope_key(network: Network, scope: Scope, leader: int, named: dict[int, str
 def _climb(ladders: Sequence[Ladder], ratio: float) -> list[int]:
     """Returns how many steps of each ladder to take so that the fraction `ratio` of their channels goes.
 
-    All steps are ranked together; where scores are equal, all ladders are climbed equally far. The order does not depend on the ratio and each ladder is climbed from its bottom, so
-    a larger ratio never keeps more of anything.
+    All steps are ranked together; where scores are equal, all ladders are climbed equally far. The order does not
+    depend on the ratio and each ladder is climbed from its bottom, so a larger ratio never keeps more of anything.
     """
-    total = sum(len(k.steps) * k.weight if k.per_step == 1 else k.width for k in ladders)
+    total = sum(k.width * k.weight // k.per_step for k in ladders)
     target = total - int(total * (1 - ratio) + 1e-9)
     scores = np.concatenate([k.scores[: k.limit] for k in ladders])
     owner = np.concatenate([np.full(k.limit, i) for i, k in enumerate(ladders)])

@@ -168,11 +168,10 @@ def _composite_ladder(
     limit = max(0, (size - floor) // unit)
     columns = [_by_score(c[None], scores)[0][: limit * unit].reshape(limit, unit) for c in plain]
     for ordered, width in blocks:
-        per_step = unit // width
-        columns.append(
-            ordered[:, : limit * per_step].reshape(ordered.shape[0], limit, per_step).swapaxes(0, 1).reshape(limit, -1)
-        )
-    steps = np.concatenate(columns, axis=1) if limit else np.zeros((0, 1), np.int64)
+        rows, per_step = ordered.shape[0], unit // width
+        taken = ordered[:, : limit * per_step].reshape(rows, limit, per_step)
+        columns.append(taken.swapaxes(0, 1).reshape(limit, rows * per_step))
+    steps = np.concatenate(columns, axis=1)
     groups = tuple(np.unique(np.concatenate([lead, head_groups if by_heads else dims])).tolist())
     both = by_heads and by_dims
     note = (

@@ -16,8 +16,9 @@ __all__ = ["Network", "trace"]
 def trace(model: nn.Module, example_inputs: Any) -> Network:
     """Returns what may be removed from `model`, what goes with it, and what everything costs.
 
-    `example_inputs` is a tensor, a tuple of positional or a dict of keyword arguments; only shapes and types matter. The
-    model runs once, in eval mode, as a copy without weights on the meta device; it is itself neither run nor changed.
+    `example_inputs` is a tensor, a tuple of positional or a dict of keyword arguments; only shapes and types matter.
+    The model runs once, in eval mode, as a copy without weights on the meta device; it is itself neither run nor
+    changed.
 
     Raises TraceError when the model cannot be copied or fails on these inputs (its own error is inside).
     """

@@ -266,7 +266,7 @@ def _kind(
 
 
 def _name(label: str, axes: Sequence[Axis]) -> str:
-    """Returns the path of the first module that makes the channels, or of the block around heads and their dimensions."""
+    """Returns the path of the first module that makes the channels, or of the block around heads and their width."""
     maker = next((a for a in axes if a.role == "out"), axes[0])
     module = maker.tensor.rsplit(".", 1)[0]
     if label.startswith("head"):

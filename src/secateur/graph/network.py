@@ -24,7 +24,7 @@ hidden neurons of linear layers, filters of convolutions."""
 
 @dataclass(frozen=True, eq=False)
 class Indices:
-    """Places that survive while their channel does and, where they lie inside a head, its channel (`owners`) does too."""
+    """Places that survive while their channel does and, inside a head, while that head (`owners`) does too."""
 
     channels: Ints
     owners: Ints

@@ -30,7 +30,7 @@ class Freeze:
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """Components that take part in an operation, aligned to the operation's index space, and the operand's sizes there."""
+    """Components that take part in an operation, aligned to its index space, and the operand's sizes there."""
 
     arrays: tuple[Ints, ...]
     shape: Shape
@@ -120,7 +120,7 @@ class Relations:
         self.bundle(np.concatenate([parents[:, None], rows], axis=1))
 
     def coarsen(self, array: Ints, axes: frozenset[int]) -> Ints:
-        """Returns the component left of a joint `array` when `axes`, some of those it varies along, are reduced away."""
+        """Returns the component left of a joint `array` when `axes`, some of its dimensions, are reduced away."""
         kept = sorted(varying(array) - axes)
         rows, index = np.unique(slices(array, kept), axis=0, return_inverse=True)
         parents = self.new_labels(len(rows))
@@ -248,7 +248,7 @@ class Relations:
         self.numbers.append((expression, self.where()))
 
     def power(self, expression: Expression, exponent: float, weights: tuple[Ints, ...]) -> None:
-        """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to the power `exponent`."""
+        """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to some power."""
         self.powers.append((expression, exponent, weights))
 
     def _extents(self, expression: Expression) -> list[RawExtent]:
@@ -256,7 +256,7 @@ class Relations:
         return [*known, expression] if isinstance(expression, RawExtent) else known
 
     def keep_numbers(self) -> None:
-        """Freezes, at the end of a trace, what decides a size that the model computed with, or notes how to make up for it."""
+        """At the end of a trace: freezes what decides a size that the model computed with, or notes what makes up for it."""
         why = "its size enters the computation as a number"
         for expression, where in self.numbers:
             for extent in self._extents(expression):

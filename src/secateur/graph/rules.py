@@ -25,8 +25,8 @@ class Call:
     """One call of an operator: its arguments by the names of its schema, its output, and the integers of the call.
 
     `integers` are those that the Python caller passed, in order, with their expressions where they have one. A `nested`
-    call was made by torch while it decomposed another operator: sizes that the caller did not pass are torch's own, worked
-    out from the shapes at hand.
+    call was made by torch while it decomposed another operator: sizes that the caller did not pass are torch's own,
+    worked out from the shapes at hand.
     """
 
     name: str

@@ -244,7 +244,7 @@ def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
 
 
 def _affine(call: Call, arrays: tuple[Ints, ...], shape: Shape, axes: list[int]) -> tuple[Ints, ...]:
-    """Returns the components after the tensors of a normalisation (scale, shift, statistics) have met dimension(s) `axes`."""
+    """Returns the components after the tensors of a normalisation (scale, shift, statistics) have met `axes`."""
     operands = [Operand(arrays, shape)]
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = call[name]

@@ -150,7 +150,7 @@ def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Exp
 
 
 def _keep_order(relations: Relations, array: Ints, before: range, old: Shape) -> None:
-    """Survivors keep their order in a merged dimension only where each fibre lies in one piece; else columns go together."""
+    """Survivors keep their order in a merged dimension only where fibres lie in one piece; else columns go together."""
     full = [old[i] if i in before else n for i, n in enumerate(array.shape)]
     order = [i for i in range(array.ndim) if i not in before] + list(before)
     flat = np.broadcast_to(array, full).transpose(order).reshape(-1, int(np.prod([old[i] for i in before])))
@@ -170,7 +170,7 @@ def _keep_order(relations: Relations, array: Ints, before: range, old: Shape) ->
 @rule("select")
 def select(call: Call) -> Labels:
     axis = call.axis()
-    return _pick(call, axis).map(lambda a: a.take(call["index"] if a.shape[axis] > 1 else 0, axis))
+    return _pick(call, axis).map(lambda a: _take(a, call["index"], axis))
 
 
 @rule("slice", "narrow")
@@ -188,6 +188,11 @@ def slice_(call: Call) -> Labels:
     return _pick(call, axis).map(lambda a: a[tuple(index)] if a.shape[axis] > 1 else a)
 
 
+def _take(array: Ints, index: int, axis: int) -> Ints:
+    """Returns what lies at one position of a dimension, which disappears."""
+    return np.asarray(array.take(index if array.shape[axis] > 1 else 0, axis))
+
+
 def _pick(call: Call, axis: int) -> Labels:
     """Returns the labels of `self` after noting that fixed positions along `axis` are read."""
     labels = call.labels("self")
@@ -201,9 +206,7 @@ def _pick(call: Call, axis: int) -> Labels:
 def unbind(call: Call) -> tuple[Labels, ...]:
     axis = call.axis()
     labels = _pick(call, axis)
-    return tuple(
-        labels.map(lambda a, i=i: a.take(i if a.shape[axis] > 1 else 0, axis)) for i in range(call.shape("self")[axis])
-    )
+    return tuple(labels.map(lambda a, i=i: _take(a, i, axis)) for i in range(call.shape("self")[axis]))
 
 
 @rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")

@@ -165,7 +165,7 @@ class Size(int):
 
 
 class Power(float):
-    """A size to some power, as in `head_dim ** -0.5`: when it scales a tensor, weights can make up for a change of it."""
+    """A size to some power, as in `head_dim ** -0.5`: where it scales a tensor, weights can make up for its change."""
 
     base: Size
     exponent: float

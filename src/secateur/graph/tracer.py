@@ -156,7 +156,19 @@ class _Functions(TorchFunctionMode):
         return self._opened[func]
 
 
-_ARITHMETIC = {"mul", "div", "add", "sub", "rsub", "pow", "true_divide", "multiply", "divide", "__rpow__", "__rtruediv__"}
+_ARITHMETIC = {
+    "mul",
+    "div",
+    "add",
+    "sub",
+    "rsub",
+    "pow",
+    "true_divide",
+    "multiply",
+    "divide",
+    "__rpow__",
+    "__rtruediv__",
+}
 _ARITHMETIC |= {"tensor", "as_tensor", "scalar_tensor"}
 _ARITHMETIC |= {f"{name}_" for name in ("mul", "div", "add", "sub", "pow")}
 _OPENED = ("torch.nn.functional", "torch.functional")
@@ -380,6 +392,6 @@ def run(model: nn.Module, inputs: Any) -> Trace:
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
     """Returns all tensors in a model's output: tensor, tuple, list, dict (a Hugging Face output is one) or object."""
-    if isinstance(output, torch.Tensor) or isinstance(output, (tuple, list, dict)):
+    if isinstance(output, (torch.Tensor, tuple, list, dict)):
         return list(tensors_in(output))
     return list(tensors_in(vars(output))) if hasattr(output, "__dict__") else []
