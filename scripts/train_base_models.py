@@ -38,8 +38,8 @@ class Redrawn(TensorImages):
 
 
 def jittered(glyph: Floats, rng: np.random.Generator) -> Floats:
-    """Returns a glyph (8 x 8) turned by up to 11 degrees, stretched by up to 15 % and sheared by as much."""
-    angle = rng.uniform(-0.2, 0.2)
+    """Returns a glyph (8 x 8) turned by up to 14 degrees, stretched by up to 15 % and sheared by as much."""
+    angle = rng.uniform(-0.25, 0.25)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shape = np.array([[rng.uniform(0.9, 1.15), 0.0], [rng.uniform(-0.15, 0.15), rng.uniform(0.9, 1.15)]])
     matrix = turn @ shape

@@ -256,7 +256,7 @@ class Relations:
         return [*known, expression] if isinstance(expression, RawExtent) else known
 
     def keep_numbers(self) -> None:
-        """At the end of a trace: freezes what decides a size that the model computed with, or notes what makes up for it."""
+        """Ends a trace: freezes what decides a size that the model computed with, or notes what makes up for it."""
         why = "its size enters the computation as a number"
         for expression, where in self.numbers:
             for extent in self._extents(expression):
