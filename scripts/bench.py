@@ -1,9 +1,9 @@
 """Times analysis and a complete prune beside Torch-Pruning 1.6.1, in the same process, interleaved, on one core.
 
-Analysis: `secateur.trace` against `DependencyGraph.build_dependency`. Prune: trace, L2 scores, allocation of half of all
-channels in each group, cut and the check that follows it, against `BasePruner` with L2 importance and one step, driven as
-that library's own timm example does (heads registered, timm's attention patched to keep its head size). Both get the same
-random model; every figure is the median over interleaved rounds, as ratio and in seconds.
+Analysis: `secateur.trace` against `DependencyGraph.build_dependency`. Complete prune: trace, L2 scores, allocation of
+half of all channels of each group, cut and the check that follows it, against `BasePruner` with L2 importance, half of
+all channels and half of the heads of each block, and one step. Both get the same random model; every figure is the
+median over interleaved rounds.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        f"One core of {platform.machine()}, torch {torch.__version__}, Torch-Pruning {version("torch-pruning")}, "
+        f"One core of {platform.machine()}, torch {torch.__version__}, Torch-Pruning {version('torch-pruning')}, "
         f"medians of {args.rounds} interleaved rounds.",
         "",
         "| model | task | secateur (s) | Torch-Pruning (s) | ratio |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def network_of(name: str) -> Network:
 @functools.cache
 def chain_network(*widths: int) -> Network:
     """Returns the network of a chain of linear layers: its groups are the inner widths, in order."""
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     return secateur.trace(nn.Sequential(*layers[:-1]), torch.empty(1, widths[0]))
 
 

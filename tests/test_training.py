@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from secateur.cost.latency import measure_latency
 from secateur.data import DataConfig, Split, TensorImages, load_split
-from secateur.errors import DataError, InputError
-from secateur.experiments.base_models import BASE_MODELS, base_model
+from secateur.errors import CheckpointError, DataError, InputError
+from secateur.experiments import base_models
+from secateur.experiments.base_models import BASE_MODELS, base_model, weights_file
 from secateur.training import (
     FinetuneConfig,
     FinetuneProgress,
@@ -387,3 +390,41 @@ def test_latency_of_nothing_is_refused() -> None:
         measure_latency({}, torch.rand(1))
     with pytest.raises(InputError, match="at least 1"):
         measure_latency({"m": Fixed()}, torch.rand(1, 3, 8, 8), rounds=0)
+
+
+# --- base models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BASE_MODELS)
+def test_shipped_models_know_their_sources_and_generalise_in_part(name: str) -> None:
+    split = load_split("digits-dg", DataConfig(unseen="thick"))
+    model = base_model(name, "thick")
+    assert not any(module.training for module in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert evaluate(model, split.val, num_classes=10) > 95
+    assert 60 < evaluate(model, split.test, num_classes=10) < 95
+
+
+def test_shipped_weights_are_small() -> None:
+    folder = Path(str(files("secateur.experiments"))) / "weights"
+    assert 0 < sum(f.stat().st_size for f in folder.iterdir()) < 4_200_000
+
+
+def test_random_base_models_are_always_the_same_and_leave_the_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    first = base_model("beit_digits", None, weights=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(weights(first), weights(base_model("beit_digits", None, weights=False)))
+
+
+def test_base_models_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"did you mean .*vit_digits"):
+        base_model("vit_digit", "thick")
+    with pytest.raises(InputError, match="only vit_digits-thick"):
+        base_model("vit_digits", "nowhere")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / weights_file("vit_digits", "thick")).write_bytes(b"not a checkpoint")
+    monkeypatch.setattr(base_models, "files", lambda package: tmp_path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        base_model("vit_digits", "thick")
