@@ -76,6 +76,35 @@ def test_unknown_operator_is_listed() -> None:
     assert [name for name, _ in secateur.trace(model, inputs).unknown_operators] == ["linalg_qr"]
 
 
+def test_strict_refuses_an_operator_without_a_rule() -> None:
+    model, inputs = build("unknown_operator")
+    with pytest.raises(secateur.TraceError, match=r"no rule for aten.linalg_qr in .*nets.py"):
+        secateur.trace(model, inputs, strict=True)
+
+
+class _Auxiliary(torch.nn.Module):
+    """A net with a head that runs in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux = (torch.nn.Linear(i, o) for i, o in ((4, 8), (8, 3), (8, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        y = self.a(x).relu()
+        return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+
+def test_heads_that_only_training_reaches_are_cut_along() -> None:
+    model = _Auxiliary()
+    network = secateur.trace(model, torch.empty(2, 4))
+    assert network.macs == 4 * 8 + 8 * 3
+    assert model.training
+    secateur.cut_(model, secateur.allocate(network, random_scores(network)))
+    assert model.aux.weight.shape == (3, 4)
+    main, auxiliary = model(torch.randn(2, 4))
+    (main.sum() + auxiliary.sum()).backward()
+
+
 @pytest.mark.parametrize("name", ["vit", "beit", "hf_vit", "hf_beit", "deit_distilled"])
 def test_transformers_fall_into_the_families_of_the_field(name: str) -> None:
     families = secateur.trace(build_model(name), torch.empty(IMAGE)).families

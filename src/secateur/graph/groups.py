@@ -72,6 +72,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         fingerprint=fingerprint(model),
         output_shapes=trace.output_shapes,
         unknown_operators=tuple(trace.unknown.items()),
+        notes=tuple(trace.notes),
         inputs=inputs,
     )
 

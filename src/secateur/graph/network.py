@@ -202,6 +202,7 @@ class Network:
     fingerprint: str
     output_shapes: tuple[tuple[int, ...], ...] = ()
     unknown_operators: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
     inputs: Any = field(repr=False, default=None)
 
     @property
@@ -275,4 +276,6 @@ class Network:
         for name, groups in self.families.items():
             lines.append(f"  {name}: {len(groups)} groups, {sum(g.size for g in groups):,} channels")
         lines.append(f"  left alone: {len(self.frozen)} axes")
+        lines += [f"  no rule for the operator aten.{name}; {where}" for name, where in self.unknown_operators]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -33,6 +33,9 @@ _HERE = __file__.rsplit("/", 1)[0] + "/"
 _TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
 
+Shapes = tuple[tuple[int, ...], ...]
+
+
 class Trace:
     """The record of one run: relations of labels, and which label belongs to which index of which tensor."""
 
@@ -45,7 +48,9 @@ class Trace:
         self.sums: list[tuple[int, int, int, str, tuple[Ints, ...]]] = []
         self.modules: list[str] = []
         self.unknown: dict[str, str] = {}
-        self.output_shapes: tuple[tuple[int, ...], ...] = ()
+        self.output_shapes: Shapes = ()
+        self.touched: set[int] = set()
+        self.notes: list[str] = []
         self._labelled: list[weakref.ref[torch.Tensor]] = []
 
     def attach(self, tensor: torch.Tensor, labels: Labels) -> None:
@@ -216,6 +221,7 @@ class _Operators(TorchDispatchMode):
             self._depth > 0,
         )
         inputs = list(tensors_in(call.arguments))
+        self.trace.touched.update(id(t) for t in inputs if labels_of(t).is_parameter)
         labels = self._labels(call, inputs, base, pointwise)
         self._attach(call, inputs, outputs, labels, in_place=base != name)
         return output
@@ -355,39 +361,87 @@ def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def run(model: nn.Module, inputs: Any) -> Trace:
     """Runs a skeleton on labels and returns the record. `model` is used up: its integers are replaced.
 
+    Layers that the run does not reach are looked for in training mode, where auxiliary heads run: what they compute
+    with belongs together too. They are not part of the cost.
+
     Raises TraceError, with the model's own error inside, when the model fails on these inputs.
     """
     trace = Trace()
     install(model, trace.relations)
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    args, kwargs = as_arguments(to_meta(inputs, dtype))
-    functions = _Functions(trace)
-    mha_fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    arguments = as_arguments(to_meta(inputs, dtype))
+    for name, tensor in _named_tensors(model):
+        trace.label(name, tensor)
     try:
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), _module_paths(model, trace.path):
-            for name, tensor in _named_tensors(model):
-                trace.label(name, tensor)
-            with _Operators(trace, functions), functions:
-                output = model(*args, **kwargs)
+        trace.output_shapes = _forward(model, trace, arguments)
+        if any(id(m.weight) not in trace.touched for m in model.modules() if isinstance(m, _LAYERS)):
+            _visit_training_branches(model, trace, arguments)
     except Exception as error:
         at = f" in {trace.path[-1]!r}" if trace.path and trace.path[-1] else ""
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((args, kwargs)))
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(arguments))
         raise TraceError(
             f"the model ({type(model).__name__}) failed{at} on inputs of shape {shapes or 'none'}: "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(mha_fast_path)
+        trace.close()
     trace.relations.keep_numbers()
+    return trace
+
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_BATCH_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
+def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Shapes:
+    """Runs the model once on labels, freezes its outputs, and returns their shapes."""
+    args, kwargs = arguments
+    functions = _Functions(trace)
+    mha_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.no_grad(),
+            torch._C._AutoDispatchBelowAutograd(),
+            _module_paths(model, trace.path),
+            _Operators(trace, functions),
+            functions,
+        ):
+            output = model(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(mha_fast_path)
     tensors = output_tensors(output)
-    trace.output_shapes = tuple(tuple(t.shape) for t in tensors)
     for tensor in tensors:
         for array in labels_of(tensor).arrays:
             trace.relations.freeze(array, "output of the model")
-    trace.close()
-    return trace
+    return tuple(tuple(t.shape) for t in tensors)
+
+
+def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Runs the model once more as in training, except for what depends on the batch or on chance."""
+    relations = trace.relations
+    costs, sums, fixes, powers = (
+        len(x) for x in (relations.costs, trace.sums, relations.scale_fixes, relations.powers)
+    )
+    for module in model.modules():
+        module.training = not isinstance(module, _BATCH_DEPENDENT)
+    try:
+        _forward(model, trace, arguments)
+    except Exception as error:  # noqa: BLE001  (any error of the model: the analysis in eval mode stands)
+        trace.path.clear()
+        trace.notes.append(f"training mode could not be looked at: {type(error).__name__}: {error}")
+    finally:
+        del relations.costs[costs:], trace.sums[sums:]
+        # what the first run came by as well must not be made up for twice
+        known = {_key(rows) for rows, *_ in relations.scale_fixes[:fixes]}
+        relations.scale_fixes[fixes:] = [f for f in relations.scale_fixes[fixes:] if _key(f[0]) not in known]
+        known = {_key(rows) for *_, rows in relations.powers[:powers]}
+        relations.powers[powers:] = [p for p in relations.powers[powers:] if _key(p[2]) not in known]
+
+
+def _key(arrays: tuple[Ints, ...]) -> bytes:
+    return b"".join(a.tobytes() for a in arrays)
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:

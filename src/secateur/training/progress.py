@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 
@@ -62,7 +63,7 @@ class FinetuneProgress:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._all: TaskID | None = None
+        self._shown: list[TaskID] = []
         self._started = 0
 
     def __enter__(self) -> Self:
@@ -75,23 +76,22 @@ class FinetuneProgress:
         self._bars.stop()
 
     def run(self, label: str) -> Watcher:
-        """Returns the watcher of the next run, to be handed to `finetune_`."""
+        """Returns the watcher of the next run, to be handed to `finetune_`; the run before counts as over."""
+        while self._shown:
+            self._bars.remove_task(self._shown.pop())
         self._started += 1
         count = f"[{self._started}/{self.runs}] " if self.runs > 1 else ""
-        task = self._bars.add_task(label, total=None, state="")
+        task = self._bars.add_task(escape(label), total=None, state="")
+        self._shown.append(task)
         if self.runs > 1:
-            if self._all is not None:
-                self._bars.remove_task(self._all)
             done = self._started - 1
-            self._all = self._bars.add_task("all runs", total=self.runs, completed=done, state=f"{done}/{self.runs}")
+            state = f"{done}/{self.runs}"
+            self._shown.append(self._bars.add_task("all runs", total=self.runs, completed=done, state=state))
 
         def watch(tick: Tick) -> None:
             last = tick.step == tick.steps
             self._bars.update(task, total=tick.steps, completed=tick.step, state=str(tick), refresh=last)
-            if self.console.is_terminal:
-                if last:
-                    self._bars.remove_task(task)
-            elif tick.val_accuracy is not None and (last or self.lines == "epoch"):
+            if not self.console.is_terminal and tick.val_accuracy is not None and (last or self.lines == "epoch"):
                 self.console.print(f"{count}{label}: {tick}", highlight=False, markup=False, soft_wrap=True)
 
         return watch
