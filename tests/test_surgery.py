@@ -1,4 +1,4 @@
-"""The cut: against smaller models built by hand, with optimizers, on copies, in half precision, and when it must refuse."""
+"""The cut: against smaller models built by hand, with optimizers, on copies, in half precision; and what it refuses."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def vit_by_hand(name: str, model: nn.Module, plan: Plan) -> nn.Module:
     The whole model's embedding survivors are read off its position embedding, those of each block off its fc1 and qkv;
     everything else follows from how a vision transformer is wired.
     """
-    heads, width, size = 4, 12, 48
+    width, size = 12, 48
     architecture = {"vit": "vit_tiny_patch16_224", "deit_distilled": "deit_tiny_distilled_patch16_224"}[name]
     stream = survivors(plan, "pos_embed", 2, size)
     small: Any = timm.create_model(
@@ -215,6 +215,7 @@ def test_optimizer_goes_on_as_if_the_model_had_always_been_small(name: str, kind
     plan = plan_for(model, ratio=0.5)
     identities = [id(p) for p in model.parameters()]
     wide = {n: copy.deepcopy(optimizer.state[p]) for n, p in model.named_parameters()}
+    dense = {n: p.detach().clone() for n, p in model.named_parameters()}
     apart = secateur.cut(model, plan)
     twin = OPTIMIZERS[kind](apart.parameters())
 
@@ -225,17 +226,14 @@ def test_optimizer_goes_on_as_if_the_model_had_always_been_small(name: str, kind
     for tensor_name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             before = wide[tensor_name][key]
-            if (
-                isinstance(value, torch.Tensor)
-                and before.shape == (dict(build(name).named_parameters())[tensor_name]).shape
-            ):
+            if isinstance(value, torch.Tensor) and before.shape == dense[tensor_name].shape:
                 assert torch.equal(value, shrunk(plan, tensor_name, before))
                 assert value.shape == parameter.shape
         twin.state[apart.get_parameter(tensor_name)] = copy.deepcopy(optimizer.state[parameter])
     for _ in range(2):
         assert torch.equal(step(model, optimizer), step(apart, twin))
     assert all(torch.equal(p, apart.get_parameter(n)) for n, p in model.named_parameters())
-    assert any(not torch.equal(p, shrunk(plan, n, build(name).get_parameter(n))) for n, p in model.named_parameters())
+    assert all(not torch.equal(p, shrunk(plan, n, dense[n])) for n, p in model.named_parameters())
 
 
 def test_optimizer_whose_state_has_another_layout_is_refused_and_nothing_changes() -> None:
@@ -299,8 +297,6 @@ def test_torch_modules_report_the_sizes_that_they_have(name: str) -> None:
             assert {module.num_features} == {len(t) for t in (module.weight, module.running_mean, module.running_var)}
         elif isinstance(module, nn.LayerNorm):
             assert tuple(module.normalized_shape) == tuple(module.weight.shape)
-    text = str(model)
-    assert f"out_features={plan_for(build(name)).groups[0].before[1]}," not in text or "Linear" not in text
 
 
 def test_sizes_kept_in_attributes_follow() -> None:
@@ -373,13 +369,21 @@ def test_integer_buffers_stay_as_they_are() -> None:
     assert pruned.get_buffer("bn1.num_batches_tracked").dtype == torch.int64
 
 
-@pytest.mark.parametrize(("planned", "given"), [("vit", "deit_distilled"), ("vit", "beit"), ("resnet18", "resnet50")])
+@pytest.mark.parametrize(("planned", "given"), [("vit", "hf_vit"), ("vit", "beit"), ("resnet18", "resnet50")])
 def test_plan_for_another_architecture_is_refused_by_the_name_of_a_tensor(planned: str, given: str) -> None:
     plan, model = plan_for(build(planned)), build(given)
     before = snapshot(model)
     with pytest.raises(PlanError, match="another architecture") as caught:
         secateur.cut_(model, plan)
     assert any(repr(c.tensor) in str(caught.value) for c in plan.cuts)
+    assert unchanged(model, before)
+
+
+def test_plan_is_refused_although_all_that_it_cuts_is_there() -> None:
+    plan, model = plan_for(build("vit")), build("deit_distilled")
+    before = snapshot(model)
+    with pytest.raises(PlanError, match="another architecture"):
+        secateur.cut_(model, plan)
     assert unchanged(model, before)
 
 
@@ -457,19 +461,20 @@ TAMPERED: dict[str, Callable[[Plan], Plan]] = {
 def test_a_plan_that_is_not_consistent_is_refused_and_changes_nothing(case: str, through_json: bool) -> None:
     model = build("vit")
     plan = TAMPERED[case](plan_for(model, ratio=0.5))
-    plan = Plan.from_json(plan.to_json()) if through_json else plan
     before = snapshot(model)
     with pytest.raises((PlanError, CutError)) as caught:
-        secateur.cut_(model, plan)
+        secateur.cut_(model, Plan.from_json(plan.to_json()) if through_json else plan)
     assert isinstance(caught.value, SecateurError) and len(str(caught.value)) < 500
     assert unchanged(model, before)
 
 
 def test_prune_does_it_all_in_one_call() -> None:
     model = build("vit")
-    by_steps = secateur.cut(model, plan_for_l2 := _l2_plan(model))
+    network = secateur.trace(model, torch.empty(IMAGE))
+    expected = secateur.allocate(network, secateur.score(network, model, "l2"), ratio=0.5, scope="local")
+    by_steps = secateur.cut(model, expected)
     plan = secateur.prune_(model, torch.empty(IMAGE), criterion="l2", ratio=0.5, scope="local")
-    assert plan == plan_for_l2
+    assert (plan.cuts, plan.request, plan.macs) == (expected.cuts, expected.request, expected.macs)
     assert torch.equal(outputs(model, images()), outputs(by_steps, images()))
     before = snapshot(model)
     for bad in ({"ratio": 1.0}, {"criterion": "l3"}, {"scope": "world"}):
@@ -478,8 +483,3 @@ def test_prune_does_it_all_in_one_call() -> None:
     with pytest.raises(secateur.TraceError, match="failed"):
         secateur.prune_(model, torch.empty(1, 3, 65, 65))
     assert unchanged(model, before)
-
-
-def _l2_plan(model: nn.Module) -> Plan:
-    network = secateur.trace(model, torch.empty(IMAGE))
-    return secateur.allocate(network, secateur.score(network, model, "l2"), ratio=0.5, scope="local")

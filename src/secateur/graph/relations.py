@@ -164,7 +164,7 @@ class Relations:
             bare = any(o.shape[axis] > 1 and not has for o, has in zip(operands, labelled, strict=True))
             if bare and any(labelled):
                 for array in (a for o in operands for a in o.arrays if a.shape[axis] > 1):
-                    self.freeze(array, "meets a tensor of fixed size that does not depend on it")
+                    self.freeze(array, "meets a dimension of fixed size: an input, positions, or a constant")
                     constant.add(id(array))
         result: list[Ints] = []
         for array in (a for o in operands for a in o.arrays):

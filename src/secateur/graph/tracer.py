@@ -29,7 +29,7 @@ from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise, tensors_in
 from secateur.graph.sizes import Power, Size, install, powers_in, sizes_in
 
-_HERE = __file__.rsplit("/", 1)[0] + "/"
+_HERE = __file__.rsplit("/", 2)[0] + "/"
 _TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
 
@@ -73,8 +73,10 @@ class Trace:
             if not name.startswith((_HERE, _TORCH, "<")):
                 break
             frame = frame.f_back
-        at = f"{'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno}" if frame else "?"
-        return f"{self.path[-1] if self.path and self.path[-1] else 'the model'} ({at})"
+        module = self.path[-1] if self.path and self.path[-1] else "the model"
+        if frame is None or not self.path:
+            return module
+        return f"{module} ({'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno})"
 
     def label(self, name: str, tensor: torch.Tensor) -> None:
         """Gives every index along every dimension of a parameter or buffer a label."""

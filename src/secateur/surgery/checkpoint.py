@@ -61,6 +61,7 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, source: ModelSo
         if target.exists():
             target.rmdir()
         staging.chmod(0o755)
+        (staging / WEIGHTS).chmod(0o644)
         staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
