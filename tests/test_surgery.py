@@ -339,12 +339,12 @@ class Shared(nn.Module):
 def test_shared_parameters_stay_shared() -> None:
     model = Shared().double()
     network = secateur.trace(model, torch.empty(1, 6))
-    for pruned in (secateur.cut(model, secateur.allocate(network, random_scores(network), ratio=0.5)),):
-        assert pruned.one.weight is pruned.two.weight  # type: ignore[union-attr]
-        assert pruned.one.weight.shape == (10, 10)  # type: ignore[union-attr]
-        assert [pruned.two.in_features, pruned.two.out_features] == [10, 10]  # type: ignore[union-attr]
-        assert len(list(pruned.parameters())) == len(list(model.parameters()))
-        assert pruned(torch.randn(2, 6, dtype=torch.float64)).shape == (2, 3)
+    pruned: Any = secateur.cut(model, secateur.allocate(network, random_scores(network), ratio=0.5))
+    assert pruned.one.weight is pruned.two.weight
+    assert pruned.one.weight.shape == (10, 10)
+    assert [pruned.two.in_features, pruned.two.out_features] == [10, 10]
+    assert len(list(pruned.parameters())) == len(list(model.parameters()))
+    assert pruned(torch.randn(2, 6, dtype=torch.float64)).shape == (2, 3)
     assert model.one.weight is model.two.weight and model.one.weight.shape == (20, 20)
 
 

@@ -63,9 +63,10 @@ def _survivors(network: Network, plan: Plan) -> np.ndarray:
 
 def _pairs(axis: Axis, new: Axis, keep: np.ndarray, alone: np.ndarray) -> Iterator[Pair]:
     """Yields old and new component numbers of the surviving indices, and of the heads that they lie in."""
-    for side, channels in enumerate((axis.channels, axis.owners)):
-        seen = ~alone[channels[keep]]
-        yield axis.tensor, axis.dim, axis.components[side][keep][seen], new.components[side][seen]
+    # where one index of a fibre is left, it and its head cannot be told apart any more
+    single = alone[axis.channels[keep]]
+    for side, unseen in enumerate((single, single | alone[axis.owners[keep]])):
+        yield axis.tensor, axis.dim, axis.components[side][keep][~unseen], new.components[side][~unseen]
 
 
 def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
