@@ -285,6 +285,27 @@ def test_damaged_directory_is_one_clear_error(
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
 
 
+def test_no_manifest_can_make_loading_run_code(saved: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    original, witness = saved[0] / str(list(SUBJECTS).index("timm vit")), tmp_path / "ran"
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for file in original.iterdir():
+        (trap / file.name).write_bytes(file.read_bytes())
+    config = {"model_type": "trap", "auto_map": {"AutoConfig": "configuration_trap.TrapConfig"}}
+    (trap / "config.json").write_text(json.dumps(config))
+    (trap / "configuration_trap.py").write_text(
+        f"open({str(witness)!r}, 'w').close()\n"
+        "from transformers import PretrainedConfig\n"
+        "class TrapConfig(PretrainedConfig):\n    model_type = 'trap'\n"
+    )
+    for options in ({}, {"trust_remote_code": True}):
+        source = {"kind": "transformers", "name": str(trap), "options": options}
+        _edit_manifest(lambda m, source=source: {**m, "source": source})(trap)
+        with pytest.raises(SecateurError):
+            secateur.load(trap)
+        assert not witness.exists()
+
+
 def test_foreign_places_are_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "model.safetensors").write_bytes(b"")

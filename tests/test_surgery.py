@@ -248,7 +248,7 @@ def test_optimizer_whose_state_has_another_layout_is_refused_and_nothing_changes
 
     optimizer.step(closure)  # type: ignore[arg-type]
     plan, before = plan_for(model), snapshot(model)
-    with pytest.raises(PlanError, match="LBFGS keeps for"):
+    with pytest.raises(PlanError, match="LBFGS keeps for it"):
         secateur.cut_(model, plan, optimizer)
     assert unchanged(model, before)
 

@@ -36,9 +36,9 @@ def allocate(
     (unless the criterion says otherwise), so that layers of different scale compete on shares (arXiv 2504.04196,
     section III).
 
-    `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone. By default
-    attention loses heads and keeps its head dimensions: `ratios={"heads": 0, "head_dims": 0.5}` is the other way,
-    `ratios={"head_dims": 0.5}` both. `keep` lists kinds, families or names (with wildcards) to leave alone.
+    `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone. By
+    default attention loses heads and keeps its head dimensions: `ratios={"heads": 0, "head_dims": 0.5}` is the other
+    way, `ratios={"head_dims": 0.5}` both. `keep` lists kinds, families or names (with wildcards) to leave alone.
     `min_channels` is the least that stays of each fibre (default: 5 % of its width, and one head); what this saves is
     taken elsewhere in the scope. `round_to` makes kept widths multiples (heads are not rounded).
 
@@ -125,7 +125,7 @@ def _normalise(network: Network, scores: Scores) -> np.ndarray:
 
 
 def _leader(network: Network, ladder: Ladder, wanted: np.ndarray, named: dict[int, str]) -> int:
-    """Returns the group whose ratio decides for a ladder; raises PlanError when its groups were given different ones."""
+    """Returns the group whose ratio decides for a ladder; raises PlanError if its groups were given different ones."""
     plain = [g for g in ladder.groups if network.groups[g].kind not in ("heads", "head_dims")] or list(ladder.groups)
     set_by_name = {float(wanted[g]): g for g in ladder.groups if g in named}
     if len(set_by_name) > 1:
@@ -161,7 +161,7 @@ def _climb(ladders: Sequence[Ladder], ratio: float) -> list[int]:
 
 
 def _round(ladder: Ladder, count: int, round_to: int) -> int:
-    """Returns the number of steps, raised (or, at the floor, lowered) until the kept width is a multiple of `round_to`."""
+    """Returns the number of steps, raised (at the floor: lowered) until the kept width is a multiple of `round_to`."""
     if count == 0 or round_to == 1:
         return count
     for candidate in (*range(count, ladder.limit + 1), *range(count - 1, -1, -1)):

@@ -42,7 +42,7 @@ class Choice:
 
 
 def build_ladders(network: Network, scores: np.ndarray, choice: Choice) -> tuple[list[Ladder], list[str]]:
-    """Returns the ladders of all groups that take part, and a note for each group that cannot although it was asked to."""
+    """Returns the ladders of all groups that take part, and a note for each group that was asked and cannot."""
     ladders: list[Ladder] = []
     notes: list[str] = []
     done = np.zeros(network.num_channels + 1, np.bool_)
@@ -160,7 +160,8 @@ def _composite_ladder(
         return None, _note(
             network,
             lead,
-            f"the model's code ties their width to heads x width of {_names(network, np.concatenate([head_groups, dims]))}, neither of which can change",
+            "the model's code ties their width to heads x width of "
+            f"{_names(network, np.concatenate([head_groups, dims]))}, neither of which can change",
         )
     unit = math.lcm(*(width for _, width in blocks))
     size = link.nodes[0].channels.size

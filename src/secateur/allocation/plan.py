@@ -37,7 +37,7 @@ class AttributeChange:
 
 @dataclass(frozen=True)
 class Rescale:
-    """Entries (before the cut) along one dimension of a tensor to multiply by `factor`, to keep an attention's temperature."""
+    """Entries (before the cut) along a dimension of a tensor to multiply by `factor`, to keep a softmax's temperature."""
 
     tensor: str
     dim: int
@@ -66,8 +66,8 @@ class Plan:
     """What goes from where, the cost before and after, and what is left alone and why.
 
     `params` and `macs` are what remains (MACs per example at the traced input size), `dense_params` and `dense_macs`
-    what there was. `request` is what was asked. `inputs` describes the example inputs for the check after the cut. A plan
-    is plain JSON (`to_json`, `from_json`); `network` rides along until then, so that it need not be traced again.
+    what there was. `request` is what was asked. `inputs` describes the example inputs for the check after the cut. A
+    plan is plain JSON (`to_json`, `from_json`); `network` rides along until then, so that it need not be traced again.
     """
 
     fingerprint: str

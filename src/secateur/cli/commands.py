@@ -157,7 +157,7 @@ class Demo:
     out: Path | None = None
     """Folder for the results; default: runs/ and the time."""
     unseen: str | None = None
-    """Domain to test on and never train on; default: sketch."""
+    """Domain to test on and never train on; default: the one that digits-dg names (thick)."""
     seed: int = 0
     """Draws calibration images, the scores of random, and the order of fine-tuning."""
     criteria: tuple[str, ...] = ("l1", "l2", "taylor", "hessian", "random")

@@ -86,8 +86,9 @@ def _load_(model: nn.Module, name: str, unseen: str | None) -> None:
     resource = folder / weights_file(name, unseen)
     if not resource.is_file():
         shipped = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{name}-")) if folder.is_dir() else []
+        wanted = f"for unseen domain {unseen!r}" if unseen else "for the pooled split"
         raise InputError(
-            f"no weights of {name} are shipped for unseen domain {unseen!r}, only {', '.join(shipped) or 'none'}; "
+            f"no weights of {name} are shipped {wanted}, only {', '.join(shipped) or 'none'}; "
             f"make them with scripts/train_base_models.py from the repository, or ask for weights=False"
         )
     with as_file(resource) as path:

@@ -69,7 +69,8 @@ class Call:
         return [None if self.nested or v == -1 else int(v) for v in values]
 
 
-Rule = Callable[[Call], Labels | tuple[Labels, ...]]
+Rule = Callable[[Call], Labels | tuple[Labels, ...] | None]
+"""Returns the labels of the output or outputs; None where the operator should be decomposed instead."""
 RULES: dict[str, Rule] = {}
 
 

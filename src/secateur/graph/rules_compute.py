@@ -120,6 +120,33 @@ def matmul(call: Call) -> Labels:
     return Labels(arrays)
 
 
+@rule("einsum")
+def einsum(call: Call) -> Labels | None:
+    """Two operands whose subscripts are plain letters; the index space has one dimension for each letter."""
+    left, arrow, result = call["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or not arrow or not all(t.isalpha() and len(set(t)) == len(t) for t in terms):
+        return None
+    letters = sorted(set(left) - {","})
+    sizes: dict[str, int] = {}
+    operands = []
+    for term, tensor in zip(terms, call["tensors"], strict=True):
+        sizes |= {k: max(n, sizes.get(k, 1)) for k, n in zip(term, tensor.shape, strict=True)}
+        order = sorted(range(len(term)), key=lambda i, t=term: letters.index(t[i]))
+        place = [term.find(k) for k in letters]
+        _mark(call, labels_of(tensor), {i: "out" if k in result else "in" for i, k in enumerate(term)})
+
+        def lay_out(a: Ints, order: list[int] = order, place: list[int] = place) -> Ints:
+            return a.transpose(order).reshape([a.shape[i] if i >= 0 else 1 for i in place])
+
+        shape = tuple(tensor.shape[i] if i >= 0 else 1 for i in place)
+        operands.append(Operand(tuple(lay_out(a) for a in labels_of(tensor).arrays), shape))
+    gone = [i for i, k in enumerate(letters) if k not in result]
+    arrays = _contract(call, operands, tuple(sizes[k] for k in letters), gone)
+    kept = [letters.index(k) for k in result]
+    return Labels(tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays))
+
+
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(call: Call) -> Labels:
     """x [B, I, s…], weight [O, I/groups, k…] (transposed: [I, O/groups, k…]); index space [B, O, I/groups, s…, k…].

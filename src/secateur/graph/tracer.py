@@ -201,14 +201,7 @@ class _Operators(TorchDispatchMode):
         base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         pointwise = torch.Tag.pointwise in func.tags
         if base not in RULES and not pointwise and func._can_decompose():
-            self._depth += 1
-            try:
-                with self:
-                    result = func.decompose(*args, **kwargs)
-            finally:
-                self._depth -= 1
-            if result is not NotImplemented:
-                return result
+            return self._decompose(func, args, kwargs)
         output = func(*args, **kwargs)
         outputs = list(tensors_in(output))
         if not outputs:
@@ -225,8 +218,19 @@ class _Operators(TorchDispatchMode):
         inputs = list(tensors_in(call.arguments))
         self.trace.touched.update(id(t) for t in inputs if labels_of(t).is_parameter)
         labels = self._labels(call, inputs, base, pointwise)
+        if labels is None:
+            return self._decompose(func, args, kwargs)
         self._attach(call, inputs, outputs, labels, in_place=base != name)
         return output
+
+    def _decompose(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs the operator as the simpler ones that torch makes of it, under this mode."""
+        self._depth += 1
+        try:
+            with self:
+                return func.decompose(*args, **kwargs)
+        finally:
+            self._depth -= 1
 
     def _arguments(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         """Returns all arguments by name, defaults included."""
@@ -236,10 +240,10 @@ class _Operators(TorchDispatchMode):
         names, defaults = self._schemas[func]
         return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
-    def _labels(self, call: Call, inputs: list[torch.Tensor], base: str, pointwise: bool) -> tuple[Labels, ...]:
+    def _labels(self, call: Call, inputs: list[torch.Tensor], base: str, pointwise: bool) -> tuple[Labels, ...] | None:
         if base in RULES:
             result = RULES[base](call)
-            return result if isinstance(result, tuple) else (result,)
+            return (result,) if isinstance(result, Labels) else result
         if not any(labels_of(t).arrays for t in inputs):
             return ()
         if pointwise or base in _POINTWISE:

@@ -25,7 +25,8 @@ def check(before: Network, after: Network, plan: Plan) -> None:
         raise CutError(f"the cut model's outputs have shapes {after.output_shapes}, not {before.output_shapes}")
     if (after.params, after.macs) != (plan.params, plan.macs):
         raise CutError(
-            f"the cut model has {after.params:,} parameters and {after.macs:,} MACs; the plan says {plan.params:,} and {plan.macs:,}"
+            f"the cut model has {after.params:,} parameters and {after.macs:,} MACs; "
+            f"the plan says {plan.params:,} and {plan.macs:,}"
         )
     removed = {(c.tensor, c.dim): np.asarray(c.removed, np.int64) for c in plan.cuts}
     mask = _survivors(before, plan)

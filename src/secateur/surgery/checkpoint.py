@@ -27,8 +27,8 @@ FORMAT = 1
 def save(model: nn.Module, plan: Plan, directory: str | Path, *, source: ModelSource | None = None) -> None:
     """Writes a model that `plan` has cut to `directory`, so that `load` builds it again in a fresh process.
 
-    `source` says how the original architecture is built; it is read off timm and transformers models when not given. The
-    directory appears whole or not at all; it must not exist, or be empty.
+    `source` says how the original architecture is built; it is read off timm and transformers models when not given.
+    The directory appears whole or not at all; it must not exist, or be empty.
 
     Raises InputError for a directory in use, CheckpointError when `source` builds another architecture than the plan's
     or the model has not been cut by this plan.
@@ -40,8 +40,8 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, source: ModelSo
     original = _build(source)
     if fingerprint(original) != plan.fingerprint:
         raise CheckpointError(
-            f"{source.kind} model {source.name} with options {dict(source.options)} is not the architecture that the plan "
-            "was made for; pass source=ModelSource(kind, name, options) with the arguments that built the original"
+            f"{source.kind} model {source.name} with options {dict(source.options)} is not the architecture that the "
+            "plan was made for; pass source=ModelSource(kind, name, options) with the arguments that built the original"
         )
     _expect_cut(model, plan)
     try:
@@ -71,7 +71,7 @@ def save(model: nn.Module, plan: Plan, directory: str | Path, *, source: ModelSo
 def load(directory: str | Path) -> nn.Module:
     """Returns the model that `save` wrote to `directory`, in eval mode on the CPU.
 
-    The original architecture is built, the plan replayed (with the check that follows every cut), and the weights put in.
+    The original architecture is built, the plan replayed (with the check after every cut), and the weights put in.
 
     Raises CheckpointError when something is missing, corrupt, or was not written by `save`.
     """
@@ -82,7 +82,7 @@ def load(directory: str | Path) -> nn.Module:
         plan = Plan.from_json((path / PLAN).read_text())
         model = _build(source)
         cut_(model, plan)
-    except (PlanError, CutError, TraceError) as error:
+    except (PlanError, CutError, TraceError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} does not fit the installed {source.kind}'s {source.name}: {error}") from error
     try:
         saved = load_file(path / WEIGHTS)
@@ -123,8 +123,8 @@ def _expect_cut(model: nn.Module, plan: Plan) -> None:
         if tensor is None or tensor.shape[change.dim] != size:
             found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise CheckpointError(
-                f"the model was not cut by this plan: {change.tensor!r} is {found}, and should have {size} indices along "
-                f"dimension {change.dim}; call cut_(model, plan) first"
+                f"the model was not cut by this plan: {change.tensor!r} is {found}, and should have {size} indices "
+                f"along dimension {change.dim}; call cut_(model, plan) first"
             )
 
 

@@ -77,8 +77,8 @@ def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan)
             )
         if tensor.ndim <= change.dim or tensor.shape[change.dim] != change.size:
             raise PlanError(
-                f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} of "
-                f"{change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
+                f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} "
+                f"of {change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
             )
         if not all(0 <= i < change.size for i in change.removed):
             raise PlanError(
@@ -86,7 +86,8 @@ def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan)
             )
     if fingerprint(model) != plan.fingerprint:
         raise PlanError(
-            f"the plan is for another architecture than this {type(model).__name__}: its tensors differ in name or shape"
+            f"the plan is for another architecture than this {type(model).__name__}: "
+            "some tensors that it does not cut differ in name or shape"
         )
 
 
@@ -182,9 +183,9 @@ def _cut_states(
             alike = [n == m for n, m in zip(value.shape, parameter.shape, strict=False)]
             if value.ndim != parameter.ndim or not all(a or n == 1 for a, n in zip(alike, value.shape, strict=True)):
                 raise PlanError(
-                    f"the state {key!r} that {type(optimizer).__name__} keeps for {name!r} has shape {tuple(value.shape)}, "
-                    f"and the parameter {tuple(parameter.shape)}: it cannot be cut along; cut the model without the "
-                    "optimizer, and start a new one"
+                    f"{name!r} has shape {tuple(parameter.shape)}, and the state {key!r} that {type(optimizer).__name__} "
+                    f"keeps for it {tuple(value.shape)}: it cannot be cut along; cut the model without the optimizer, "
+                    "and start a new one"
                 )
             changes.append((state, key, _select(value, [(c, i) for c, i in keep[name] if alike[c.dim]])))
     return changes

@@ -16,6 +16,8 @@ from secateur.errors import CheckpointError, InputError, unknown_name
 
 Kind = Literal["timm", "transformers", "torchvision"]
 Weights = Literal["pretrained", "random"]
+RUNS_CODE = ("trust_remote_code", "attn_implementation", "_attn_implementation", "checkpoint_path")
+"""Options by which a builder would run code, or read pickles, from elsewhere: loading a model must never do that."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ def build_model(source: ModelSource, weights: Weights) -> nn.Module:
     Raises:
         InputError: The weights (or, on the Hub, the configuration) cannot be had, or the options do not suit the model.
     """
+    refused = sorted(source.options.keys() & set(RUNS_CODE))
+    if refused:
+        raise InputError(
+            f"{source.kind} model {source.name}: option {', '.join(refused)} could run code from elsewhere"
+        )
     builders: dict[Kind, Callable[[ModelSource, bool], nn.Module]] = {
         "timm": _build_timm,
         "transformers": _build_transformers,

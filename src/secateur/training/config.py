@@ -21,7 +21,7 @@ class FinetuneConfig:
     augmentation. `workers` are processes that read images, `precision` is `bf16` for autocast to bfloat16.
     """
 
-    epochs: int = 25
+    epochs: int = 20
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
