@@ -37,7 +37,7 @@ class AttributeChange:
 
 @dataclass(frozen=True)
 class Rescale:
-    """Entries (before the cut) along a dimension of a tensor to multiply by `factor`, to keep a softmax's temperature."""
+    """Entries (before the cut) along one dimension of a tensor to multiply by `factor`: they keep a temperature."""
 
     tensor: str
     dim: int

@@ -183,9 +183,9 @@ def _cut_states(
             alike = [n == m for n, m in zip(value.shape, parameter.shape, strict=False)]
             if value.ndim != parameter.ndim or not all(a or n == 1 for a, n in zip(alike, value.shape, strict=True)):
                 raise PlanError(
-                    f"{name!r} has shape {tuple(parameter.shape)}, and the state {key!r} that {type(optimizer).__name__} "
-                    f"keeps for it {tuple(value.shape)}: it cannot be cut along; cut the model without the optimizer, "
-                    "and start a new one"
+                    f"{name!r} has shape {tuple(parameter.shape)}, and the state {key!r} that "
+                    f"{type(optimizer).__name__} keeps for it {tuple(value.shape)}: it cannot be cut along; cut the "
+                    "model without the optimizer, and start a new one"
                 )
             changes.append((state, key, _select(value, [(c, i) for c, i in keep[name] if alike[c.dim]])))
     return changes
