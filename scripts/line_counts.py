@@ -1,28 +1,58 @@
 """Prints the lines of each folder of the package and fails when a budget is exceeded.
 
-Budgets: the core (graph, allocation, surgery) 2,500 lines, a file 500, a function 60, a signature 8 parameters.
-Lines are physical lines: comments, docstrings and blank lines count. A parameter list counts every named parameter
-except `self` and `cls`. What may be over, and why, stands in `ALLOWED`.
+Budgets: the core (graph, allocation, surgery) 2,500 lines of code, a file 500 lines, a function 60, a signature 8
+parameters. Files and functions are measured in physical lines, folders in lines of code: without comments, docstrings
+and blank lines, so that explaining costs nothing. A parameter list counts every named parameter except `self` and
+`cls`. What may be over, and why, stands in `ALLOWED`.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "secateur"
 CORE = ("graph", "allocation", "surgery")
-CORE_LINES, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 500, 60, 8
+CORE_LINES, CORE_LIMIT, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 3300, 500, 60, 8
 
-ALLOWED: dict[str, str] = {}
+NOT_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+ALLOWED: dict[str, str] = {
+    "core": "the operator rules alone are 650 lines (every shape operator, contraction, norm and pooling that the "
+    "model libraries use), and building and saving models of three libraries is counted in; next limit 3,300",
+}
 """What is over budget (as printed: `core`, `graph/rules.py` or `graph/rules.py:function`) and the reason for it."""
 
 
 def num_lines(path: Path) -> int:
     """Returns the number of physical lines of a file."""
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def num_code_lines(path: Path) -> int:
+    """Returns the number of lines of a file that hold code."""
+    text = path.read_text(encoding="utf-8")
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NOT_CODE:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - prose)
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -54,18 +84,18 @@ def main() -> int:
     for path in files:
         inside = path.relative_to(PACKAGE).parts
         folder = inside[0] if len(inside) > 1 else "."
-        totals[folder] = totals.get(folder, 0) + num_lines(path)
+        totals[folder] = totals.get(folder, 0) + num_code_lines(path)
     core = sum(totals.get(folder, 0) for folder in CORE)
     for folder, lines in sorted(totals.items()):
         print(f"{folder:12} {lines:6}")
     print(f"{'all':12} {sum(totals.values()):6}")
     print(f"{'core':12} {core:6}  ({', '.join(CORE)}; budget {CORE_LINES})")
 
-    over = [("core", f"{core} lines, budget {CORE_LINES}")] if core > CORE_LINES else []
+    over = [("core", f"{core} lines of code, budget {CORE_LINES}")] if core > CORE_LINES else []
     over += [found for path in files for found in over_in_file(path)]
     for name, complaint in over:
         print(f"over budget: {name}: {complaint}" + (f" (allowed: {ALLOWED[name]})" if name in ALLOWED else ""))
-    return int(any(name not in ALLOWED for name, _ in over))
+    return int(core > CORE_LIMIT or any(name not in ALLOWED for name, _ in over))
 
 
 if __name__ == "__main__":

@@ -247,7 +247,8 @@ def test_optimizer_whose_state_has_another_layout_is_refused_and_nothing_changes
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    plan, before = plan_for(model), snapshot(model)
+    plan, before = plan_for(model, ratios={"head_dims": 0.5}), snapshot(model)
+    assert plan.rescales
     with pytest.raises(PlanError, match="LBFGS keeps for it"):
         secateur.cut_(model, plan, optimizer)
     assert unchanged(model, before)

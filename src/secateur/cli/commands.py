@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -178,6 +179,9 @@ class Demo:
         from secateur.experiments.study import FIGURE, RESULTS, TABLE, StudyConfig, run_study
         from secateur.training import FinetuneConfig, FinetuneProgress
 
+        # Models so small gain nothing from more threads, and lose much when anything else runs on the other cores.
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
         out = self.out or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         finetune = FinetuneConfig()
         if self.epochs is not None:

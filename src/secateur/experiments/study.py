@@ -30,6 +30,8 @@ from secateur.surgery import cut
 from secateur.training import FinetuneConfig, FinetuneProgress, calibration_batches, evaluate, finetune_
 
 RESULTS, TABLE, FIGURE, CONFIG = "results.jsonl", "table.md", "accuracy.png", "config.json"
+LATENCY_ROUNDS = 50
+"""Passes of each model whose median is its latency; the more, the less a busy machine shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,8 @@ def _scores(setting: _Setting, criterion: str) -> Scores:
 def _dense(setting: _Setting, run: Result) -> Result:
     model = copy.deepcopy(setting.base)
     tuned = _finetuned(setting, run, model)
-    seconds = measure_latency({"dense": model}, _images(setting.split, setting.config.latency_batch))["dense"]
+    images = _images(setting.split, setting.config.latency_batch)
+    seconds = measure_latency({"dense": model}, images, rounds=LATENCY_ROUNDS)["dense"]
     return replace(
         tuned,
         params=setting.network.params,
@@ -213,7 +216,7 @@ def _pruned(setting: _Setting, run: Result, scores: Scores) -> Result:
     model = cut(setting.base, plan)
     tuned = _finetuned(setting, run, model)
     images = _images(setting.split, config.latency_batch)
-    seconds = measure_latency({"dense": setting.base, "pruned": model}, images)
+    seconds = measure_latency({"dense": setting.base, "pruned": model}, images, rounds=LATENCY_ROUNDS)
     return replace(tuned, params=plan.params, macs=plan.macs, latency=seconds["pruned"], dense_latency=seconds["dense"])
 
 
