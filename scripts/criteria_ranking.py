@@ -71,8 +71,8 @@ def main() -> None:
     header = ["criterion", "unseen domain, mean ± s.e.", *args.domains, "seen domains", "MACs kept"]
     lines = [
         f"ViT on digits-dg, {args.ratio:.0%} of channels removed, fine-tuned by the short default recipe. Test",
-        f"accuracy in percent on all of the unseen domain ({', '.join(args.domains)}); seeds {', '.join(map(str, args.seeds))}.",
-        "Made by `make ranking`.",
+        f"accuracy in percent on all of the unseen domain ({', '.join(args.domains)});",
+        f"seeds {', '.join(map(str, args.seeds))}. Made by `make ranking`.",
     ]
     results: list[Result] = []
     for scope in args.scopes:
