@@ -140,6 +140,16 @@ def test_attributes_that_decide_sizes_are_found() -> None:
     assert "norm.normalized_shape[0]" in found
 
 
+@pytest.mark.parametrize("name", ["vit", "deit_distilled", "beit", "swin", "convnext", "resnet50"])
+def test_a_new_classifier_can_be_put_on_after_a_cut(name: str) -> None:
+    model = build_model(name)
+    network = secateur.trace(model, torch.empty(IMAGE))
+    secateur.cut_(model, secateur.allocate(network, random_scores(network)))
+    model.reset_classifier(5)  # type: ignore[operator]
+    with torch.no_grad():
+        assert model.double()(torch.zeros(IMAGE, dtype=torch.float64)).shape == (1, 5)
+
+
 def test_residual_branches_are_found() -> None:
     network = secateur.trace(build_model("vit"), torch.empty(IMAGE))
     assert [r.where for r in network.residuals] == ["blocks.0", "blocks.0", "blocks.1", "blocks.1"]

@@ -63,7 +63,9 @@ class Convolved(nn.Module):
 @st.composite
 def blocks(draw: st.DrawFn, width: int, depth: int = 2) -> tuple[nn.Module, int]:
     """Draws a block on tokens [n, t, width] and its output width."""
-    kind = draw(st.sampled_from(["linear", "mlp", "gated", "conv", "attention", "residual", "concatenation", "flatten"]))
+    kind = draw(
+        st.sampled_from(["linear", "mlp", "gated", "conv", "attention", "residual", "concatenation", "flatten"])
+    )
     if kind == "mlp":
         hidden = draw(st.integers(3, 12))
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)), width

@@ -48,7 +48,7 @@ def test_every_folder_has_its_place() -> None:
 
 
 def test_import_loads_none_of_the_extras() -> None:
-    extras = "timm transformers torchvision accelerate torchmetrics sklearn matplotlib ray".split()
+    extras = ["timm", "transformers", "torchvision", "accelerate", "torchmetrics", "sklearn", "matplotlib", "ray"]
     code = f"import sys, secateur; print([m for m in {extras!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

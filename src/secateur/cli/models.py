@@ -51,9 +51,9 @@ def open_model(
     if is_saved(name):
         model = load(name)
         return Opened(model, restore_inputs(Plan.from_json((Path(name) / PLAN).read_text("utf-8")).inputs), None)
-    source = parse(name, img_size=img_size, num_classes=num_classes)
-    if not random_weights:
+    if not random_weights or "/" in name:
         go_offline_if_unreachable()
+    source = parse(name, img_size=img_size, num_classes=num_classes)
     weights: Weights = "random" if random_weights else "pretrained"
     model = build_model(source, weights)
     shape = _input_shape(model, source, img_size)

@@ -28,7 +28,7 @@ from secateur.graph.network import (
 )
 from secateur.graph.sizes import RawExtent
 from secateur.graph.solve import Solution, solve
-from secateur.graph.tracer import Trace
+from secateur.graph.tracer import OUTPUT, Trace
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -60,11 +60,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         groups=_groups(model, axes, links, int(number.max()) + 1, summed),
         links=links,
         frozen=_frozen(trace, axes, solution),
-        attributes=tuple(
-            Attribute(a.module, a.path, _extent(e, solution, number))
-            for a, e in relations.attributes
-            if not _is_fixed(e, solution, number)
-        ),
+        attributes=_attributes(model, trace, axes, solution, number),
         scale_fixes=_scale_fixes(trace, solution, number),
         residuals=residuals(trace),
         params_cost=_params_cost(shapes, axes),
@@ -97,6 +93,37 @@ def _extent(raw: RawExtent, solution: Solution, number: Ints) -> Extent:
 def _is_fixed(raw: RawExtent, solution: Solution, number: Ints) -> bool:
     places = solution.places(raw.labels, number)
     return bool((places.channels == STAYS).all() and (places.owners == STAYS).all())
+
+
+PUBLISHED_WIDTHS = ("num_features", "head_hidden_size", "embed_dim", "in_features")
+"""Attributes by which a model, or the head around its classifier, tells the width of what the classifier reads."""
+
+
+def _attributes(
+    model: nn.Module, trace: Trace, axes: Sequence[Axis], solution: Solution, number: Ints
+) -> tuple[Attribute, ...]:
+    """Returns the attributes that decide sizes, and those that only publish the width that a classifier reads.
+
+    The latter are not read while the model runs, but a new classifier is built by them.
+    """
+    found = [
+        Attribute(a.module, a.path, _extent(e, solution, number))
+        for a, e in trace.relations.attributes
+        if not _is_fixed(e, solution, number)
+    ]
+    known = {(a.module, a.path) for a, _ in trace.relations.attributes}
+    outputs = {f.tensor for f in _frozen(trace, axes, solution) if f.dim == 0 and f.reason == OUTPUT}
+    for axis in axes:
+        if axis.tensor in outputs and axis.dim == 1 and axis.role == "in" and (axis.channels >= 0).any():
+            extent = Extent(Indices(axis.channels[None], axis.owners[None]), "count")
+            parts = axis.tensor.split(".")[:-2]
+            for holder in (".".join(parts[:n]) for n in range(len(parts) + 1)):
+                for name in PUBLISHED_WIDTHS:
+                    value = vars(model.get_submodule(holder)).get(name)
+                    if value == axis.channels.size and (holder, (name,)) not in known:
+                        known.add((holder, (name,)))
+                        found.append(Attribute(holder, (name,), extent))
+    return tuple(found)
 
 
 def _links(solution: Solution, number: Ints) -> tuple[Link, ...]:

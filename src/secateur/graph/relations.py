@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secateur.errors import TraceError
 from secateur.graph.labels import CONSTANT, Ints, Shape, slices, varying
 from secateur.graph.sizes import (
     Expression,
@@ -70,6 +71,8 @@ class Relations:
 
     def tie(self, a: Ints, b: Ints) -> None:
         """a[i] and b[i] are the same channel in the same place: removed together, covered by the same head."""
+        if a.shape != b.shape and a.size != b.size:
+            raise TraceError(f"a rule ties {a.size} labels to {b.size}, in {self.where()}")
         if a is not b:
             self.same.append((a.ravel(), b.ravel()))
 

@@ -34,6 +34,7 @@ _TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
 
 Shapes = tuple[tuple[int, ...], ...]
+OUTPUT = "output of the model"
 
 
 class Trace:
@@ -420,7 +421,7 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
     tensors = output_tensors(output)
     for tensor in tensors:
         for array in labels_of(tensor).arrays:
-            trace.relations.freeze(array, "output of the model")
+            trace.relations.freeze(array, OUTPUT)
     return tuple(tuple(t.shape) for t in tensors)
 
 
