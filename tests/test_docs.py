@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=5).eval()
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5).eval()
     x = torch.randn(2, 3, 224, 224)
     network = secateur.trace(model, x)
     names = {
