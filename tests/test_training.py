@@ -201,6 +201,43 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone(
     assert not torch.equal(weights(models[0]), weights(models[2]))
 
 
+class _KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("epochs_done", [1, 3])
+def test_interrupted_run_resumes_to_the_same_weights(split: Split, tmp_path: Path, epochs_done: int) -> None:
+    whole = network(dropout=0.3)
+    expected = finetune_(whole, split, SHORT)
+
+    def kill(tick: Tick) -> None:
+        if tick.epoch > epochs_done and tick.step % 3 == 2:
+            raise _KilledError
+
+    file = tmp_path / "run" / "checkpoint.safetensors"
+    with pytest.raises(_KilledError):
+        finetune_(network(dropout=0.3), split, SHORT, progress=kill, checkpoint=file)
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+    resumed = network(dropout=0.3)
+    record = finetune_(resumed, split, SHORT, checkpoint=file)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert record.epochs == expected.epochs
+    assert record.best_epoch == expected.best_epoch
+
+
+def test_checkpoint_that_is_corrupt_or_of_another_run_is_refused(split: Split, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    finetune_(network(), split, SHORT, checkpoint=file)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        finetune_(network(), split, replace(SHORT, lr=1e-3), checkpoint=file)
+    file.write_bytes(file.read_bytes()[:-100])
+    model = network()
+    before = weights(model)
+    with pytest.raises(CheckpointError, match="corrupt or not a checkpoint"):
+        finetune_(model, split, SHORT, checkpoint=file)
+    assert torch.equal(before, weights(model))
+
+
 def test_modes_and_attributes_of_the_model_are_left_as_they_were(split: Split) -> None:
     model = network().train()
     model[1].eval()

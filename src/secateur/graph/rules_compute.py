@@ -302,6 +302,7 @@ def _affine_scale(call: Call, rank: int, axes: list[int]) -> tuple[Ints, ...] | 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> Labels:
+    """Statistics over the last dimensions, whatever survives there."""
     x = call["input"]
     axes = list(range(x.ndim - len(call["normalized_shape"]), x.ndim))
     specs = call.expressions(call["normalized_shape"])
@@ -323,6 +324,7 @@ def batch_norm(call: Call) -> Labels:
 
 @rule("group_norm", "native_group_norm")
 def group_norm(call: Call) -> Labels:
+    """Statistics over each group of channels: groups lose equally many."""
     x, groups = call["input"], int(call["num_groups"] or call["group"])
     for array in call.labels("input").arrays:
         if array.shape[1] == 1 or groups == 1:
@@ -348,6 +350,7 @@ def along(call: Call) -> Labels:
     *("var", "std", "var_mean", "std_mean", "median", "argmax", "argmin", "count_nonzero", "nansum"),
 )
 def reduction(call: Call) -> Labels | tuple[Labels, ...]:
+    """Some dimensions are reduced away; reading a position of the result holds positions."""
     if call["other"] is not None:
         return elementwise(call)
     x = call["self"]

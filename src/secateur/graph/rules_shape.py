@@ -175,6 +175,7 @@ def select(call: Call) -> Labels:
 
 @rule("slice", "narrow")
 def slice_(call: Call) -> Labels:
+    """A part of a dimension: what is left out shifts nothing only if positions stay."""
     axis = call.axis()
     size = call.shape("self")[axis]
     if tuple(call.output.shape) == call.shape("self") and (call["step"] or 1) == 1:
@@ -253,6 +254,7 @@ def _constrain_split(call: Call, array: Ints, axis: int, sizes: list[int]) -> No
 
 @rule("cat", "concat", "concatenate")
 def cat(call: Call) -> Labels:
+    """Operands one behind another along one dimension; along the others they meet."""
     tensors = [t for t in call["tensors"] if t.numel() or t.ndim == call.output.ndim]
     rank = call.output.ndim
     axis = call["dim"] % rank if call["dim"] else 0
@@ -313,6 +315,7 @@ def stack(call: Call) -> Labels:
 
 @rule("repeat", "tile")
 def repeat(call: Call) -> Labels:
+    """The whole tensor several times: each label stands several times."""
     times = call["repeats"] if call["repeats"] is not None else call["dims"]
     rank = call.output.ndim
     times = [1] * (rank - len(times)) + list(times)
@@ -326,6 +329,7 @@ def repeat(call: Call) -> Labels:
 
 @rule("repeat_interleave")
 def repeat_interleave(call: Call) -> Labels:
+    """Each index several times in a row."""
     axis, times = call["dim"], call["repeats"]
     labels = call.labels("self")
     if axis is None or not isinstance(times, int):
@@ -348,6 +352,7 @@ def reorder(call: Call) -> Labels:
 
 @rule("pad", "constant_pad_nd")
 def pad(call: Call) -> Labels:
+    """Constants around the tensor: they stay."""
     rank = call.output.ndim
     amounts = {rank - 1 - i // 2: (call["pad"][i], call["pad"][i + 1]) for i in range(0, len(call["pad"]), 2)}
     labels = call.labels("self")

@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from secateur.errors import DataError
-from secateur.report.files import write_whole
+from secateur.files import write_whole
 from secateur.report.results import Result, successes
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from secateur.data.protocol import Split
 from secateur.errors import InputError
 from secateur.training.batches import check_labels, check_logits, device_of, extra_needed, loader, logits_of, mode_kept
+from secateur.training.checkpoint import (
+    optimizer_tensors,
+    random_states,
+    read,
+    restore_optimizer_,
+    restore_random_,
+    run_key,
+    write,
+)
 from secateur.training.config import FinetuneConfig
 from secateur.training.evaluation import blame, evaluate
 from secateur.training.progress import Tick, Watcher
@@ -58,7 +68,12 @@ class FinetuneRecord:
 
 
 def finetune_(
-    model: nn.Module, split: Split, config: FinetuneConfig | None = None, *, progress: Watcher | None = None
+    model: nn.Module,
+    split: Split,
+    config: FinetuneConfig | None = None,
+    *,
+    progress: Watcher | None = None,
+    checkpoint: Path | None = None,
 ) -> FinetuneRecord:
     """Trains `model` in place on the source domains of `split` and returns the record of the run.
 
@@ -68,14 +83,18 @@ def finetune_(
     train or eval mode is restored. Equal seeds give equal weights on equal machines; torch's global random state is
     left as it was.
 
-    Raises `DataError` for labels out of range, `InputError` for a head of the wrong width, and `InputError` naming
-    the step as soon as the loss is not finite: the model then has the weights from before that step.
+    `checkpoint` names a file that is written after every epoch. If it is there at the start, the run goes on from it
+    and ends with the weights that it would have had without the interruption, bit for bit on the same machine.
+
+    Raises `CheckpointError` when that file is corrupt or belongs to a run of another kind, `DataError` for labels out
+    of range, `InputError` for a head of the wrong width, and `InputError` naming the step as soon as the loss is not
+    finite: the model then has the weights from before that step.
     """
     config = config or FinetuneConfig()
     check_labels(split.train, split.num_classes)
     check_labels(split.val, split.num_classes)
     with mode_kept(model), _own_randomness(config.seed, device_of(model)):
-        return _Run(model, split, config, progress).finish()
+        return _Run(model, split, config, progress).finish(checkpoint)
 
 
 class _Run:
@@ -95,6 +114,8 @@ class _Run:
         self.device = device_of(model)
         batches = loader(split.train, config.batch_size, shuffle_seed=config.seed, workers=config.workers)
         optimizer = AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=config.betas)
+        assert isinstance(batches.generator, torch.Generator)
+        self.generator, self.plain_optimizer = batches.generator, optimizer
         with _attributes_kept(model):
             self.wrapped, self.optimizer, self.batches = self.accelerator.prepare(model, optimizer, batches)
         self.steps = len(self.batches)
@@ -102,18 +123,47 @@ class _Run:
         self.loss = MeanMetric().to(self.device)
         self.accuracy = MulticlassAccuracy(split.num_classes, average="micro", validate_args=False).to(self.device)
 
-    def finish(self) -> FinetuneRecord:
-        """Trains all epochs, puts the best weights back and returns the record."""
+    def finish(self, checkpoint: Path | None) -> FinetuneRecord:
+        """Trains all epochs (those that a checkpoint has not seen), puts the best weights back, returns the record."""
         start = time.perf_counter()
         epochs: list[EpochRecord] = []
-        best, weights = 0, {}
-        for epoch in range(1, self.config.epochs + 1):
+        best, weights, before = 0, {}, 0.0
+        if checkpoint is not None and checkpoint.exists():
+            epochs, best, weights, before = self.resume(checkpoint)
+        for epoch in range(len(epochs) + 1, self.config.epochs + 1):
             epochs.append(self.epoch(epoch))
             if best == 0 or epochs[-1].val_accuracy >= epochs[best - 1].val_accuracy:
                 best, weights = epoch, {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            if checkpoint is not None and self.accelerator.is_main_process:
+                self.keep(checkpoint, epochs, best, weights, before + time.perf_counter() - start)
         self.model.load_state_dict(weights)
         self.accelerator.free_memory()
-        return FinetuneRecord(self.config, tuple(epochs), best, time.perf_counter() - start)
+        return FinetuneRecord(self.config, tuple(epochs), best, before + time.perf_counter() - start)
+
+    def keep(
+        self, path: Path, epochs: list[EpochRecord], best: int, weights: dict[str, Tensor], seconds: float
+    ) -> None:
+        """Writes all that the next epoch depends on."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "best": weights,
+            "optimizer": optimizer_tensors(self.plain_optimizer),
+            "random": random_states(self.generator),
+        }
+        progress = {"epochs": [asdict(e) for e in epochs], "best": best, "seconds": seconds}
+        write(path, run_key(self.model, self.split, self.config), tensors, progress)
+
+    def resume(self, path: Path) -> tuple[list[EpochRecord], int, dict[str, Tensor], float]:
+        """Puts everything back to where the run that wrote `path` was, and returns what it had recorded."""
+        tensors, progress = read(path, run_key(self.model, self.split, self.config))
+        epochs = [EpochRecord(**e) for e in progress["epochs"]]
+        self.model.load_state_dict(tensors["model"])
+        restore_optimizer_(self.plain_optimizer, tensors["optimizer"])
+        self.schedule.last_epoch = len(epochs) * self.steps
+        for group, base in zip(self.plain_optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = float(base) * self.config.lr_factor(self.schedule.last_epoch / self.steps)
+        restore_random_(self.generator, tensors["random"])
+        return epochs, progress["best"], tensors["best"], progress["seconds"]
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Goes once through the training images, then validates."""
