@@ -19,9 +19,9 @@ from torch import nn
 
 import secateur
 from secateur import CutError, TraceError
-from secateur.graph.labels import Labels, align_blocks, labels_of, regroup, varying
+from secateur.graph.labels import Labels, align_blocks, labels_of, regroup, tensors_in, varying
 from secateur.graph.relations import Operand, Relations
-from secateur.graph.rules import RULES, Call, Rule, elementwise, tensors_in
+from secateur.graph.rules import RULES, Call, Rule, elementwise
 
 Result = Labels | tuple[Labels, ...]
 

@@ -64,8 +64,7 @@ def build_ladders(network: Network, scores: np.ndarray, choice: Choice) -> tuple
         if done[channels].any():
             continue
         done[channels] = True
-        rows = np.stack([n.channels for n in link.nodes])
-        ladder, note = _uniform_ladder(network, rows, scores, choice)
+        ladder, note = _uniform_ladder(network, link, scores, choice)
         ladders += [ladder] if ladder else []
         notes += [note] if note else []
     for number, group in enumerate(network.groups):
@@ -95,15 +94,19 @@ def _by_score(rows: Ints, scores: np.ndarray) -> Ints:
 
 
 def _uniform_ladder(
-    network: Network, rows: Ints, scores: np.ndarray, choice: Choice
+    network: Network, link: Link, scores: np.ndarray, choice: Choice
 ) -> tuple[Ladder | None, str | None]:
-    """A ladder whose step takes the least useful remaining channel of every fibre (rows: fibres x width)."""
-    groups = np.unique(choice.group_of[rows])
+    """A ladder whose step takes the least useful remaining channel of every fibre."""
+    channels = np.concatenate([n.channels for n in link.nodes])
+    groups = np.unique(choice.group_of[channels])
     taking = choice.takes_part[groups]
     if not taking.any():
         return None, None
-    if not taking.all() or _overlap(rows):
+    if not taking.all():
         return None, _note(network, groups, "they keep equal widths, and not all of them take part")
+    if _overlap(channels) or len({n.channels.size for n in link.nodes}) > 1:
+        return None, _note(network, groups, "they keep equal sizes, but share channels or hold some several times")
+    rows = np.stack([n.channels for n in link.nodes])
     steps = _by_score(rows, scores).T
     floor = int(choice.floor[groups].max())
     limit = max(0, rows.shape[1] - floor)
@@ -122,6 +125,15 @@ def _note(network: Network, groups: Ints, why: str) -> str:
     return f"{shown} stay as they are: {why}"
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Rows of channels in order of removal; a channel of each row takes `width` places of an axis made of heads."""
+
+    rows: Ints
+    width: int
+    floor: int
+
+
 def _composite_ladder(
     network: Network, link: Link, uniform: list[Link], scores: np.ndarray, choice: Choice
 ) -> tuple[Ladder | None, str | None]:
@@ -129,73 +141,75 @@ def _composite_ladder(
     (where heads do not take part) a dimension of every head, and as many channels of the plain axes."""
     plain = [n.channels for n in link.nodes if np.unique(n.owners).size == 1]
     made_of_heads = [n for n in link.nodes if np.unique(n.owners).size > 1]
-    lead = np.unique(np.concatenate([choice.group_of[c] for c in plain])) if plain else np.zeros(0, np.int64)
-    head_sets = list({h.tobytes(): h for h in (np.unique(n.owners) for n in made_of_heads)}.values())
-    head_groups = np.unique(choice.group_of[np.concatenate(head_sets)])
+    lead = np.unique(np.concatenate([np.zeros(0, np.int64), *(choice.group_of[c] for c in plain)]))
+    heads = np.unique(np.concatenate([choice.group_of[n.owners] for n in made_of_heads]))
     dims = np.unique(np.concatenate([choice.group_of[n.channels] for n in made_of_heads]))
-    everything = np.concatenate([lead, head_groups, dims])
+    by_heads, by_dims = _all_take_part(heads, choice), _all_take_part(dims, choice)
+    everything = np.concatenate([lead, heads, dims])
     if not choice.takes_part[everything[everything >= 0]].any():
         return None, None
-    if (lead < 0).any() or not choice.takes_part[lead].all() or any(_overlap(c[None]) for c in plain):
-        return None, _note(
-            network,
-            head_groups[head_groups >= 0],
-            f"the model's code ties heads x width to the width of {_names(network, lead)}, which does not take part",
-        )
-    by_heads = (head_groups >= 0).all() and choice.takes_part[head_groups].all()
-    by_dims = (dims >= 0).all() and choice.takes_part[dims].all()
+    if not _all_take_part(lead, choice) or any(_overlap(c) for c in plain):
+        why = f"the model's code ties heads x width to the width of {_names(network, lead)}, which does not take part"
+        return None, _note(network, heads[heads >= 0], why)
+    if not by_heads and not by_dims:
+        others = _names(network, np.concatenate([heads, dims]))
+        why = f"the model's code ties their width to heads x width of {others}, neither of which can change"
+        return None, _note(network, lead, why)
     if by_heads:
-        parts = [(np.sort(h), _width(made_of_heads, h)) for h in head_sets]
-        blocks = [(_by_score(h[None], scores), width) for h, width in parts]
-        floors = [math.ceil(float(choice.floor[choice.group_of[h[0]]])) * width for h, width in parts]
-    elif by_dims:
-        fibres = [np.stack([n.channels for n in k.nodes]) for k in _fibre_links(uniform, made_of_heads)]
-        counts = [np.unique(n.owners).size for n in made_of_heads]
-        heads = counts[0]
-        if len(set(counts)) > 1:
-            return None, _note(network, dims, "their heads differ in number, and one size ties them")
-        blocks = [(_by_score(f, scores), heads) for f in fibres]
-        floors = [int(choice.floor[choice.group_of[f].max()]) * heads for f in fibres]
+        blocks = _blocks_of_heads(made_of_heads, scores, choice)
+    elif len({np.unique(n.owners).size for n in made_of_heads}) == 1:
+        blocks = _blocks_of_dims(uniform, made_of_heads, scores, choice)
     else:
-        return None, _note(
-            network,
-            lead,
-            "the model's code ties their width to heads x width of "
-            f"{_names(network, np.concatenate([head_groups, dims]))}, neither of which can change",
-        )
-    unit = math.lcm(*(width for _, width in blocks))
-    size = link.nodes[0].channels.size
-    floor = max(int(choice.floor[lead].max()) if lead.size else 1, *floors)
+        return None, _note(network, dims, "their heads differ in number, and one size ties them")
+    floor = max(1, *choice.floor[lead].tolist(), *(b.floor for b in blocks))
+    groups = np.unique(np.concatenate([lead, heads if by_heads else dims]))
+    why = "heads go instead: the model's code ties heads x width to another width"
+    note = _note(network, dims, why) if by_heads and by_dims else None
+    return _braid(groups, plain, blocks, floor, scores), note
+
+
+def _all_take_part(groups: Ints, choice: Choice) -> bool:
+    return bool((groups >= 0).all() and choice.takes_part[groups].all())
+
+
+def _blocks_of_heads(nodes: list[Indices], scores: np.ndarray, choice: Choice) -> list[_Block]:
+    """Returns a block for each set of heads: a step takes the least useful of them."""
+    blocks: dict[bytes, _Block] = {}
+    for node in nodes:
+        heads = np.unique(node.owners)
+        width = node.channels.size // heads.size
+        floor = int(choice.floor[choice.group_of[heads[0]]]) * width
+        blocks.setdefault(heads.tobytes(), _Block(_by_score(heads[None], scores), width, floor))
+    return list(blocks.values())
+
+
+def _blocks_of_dims(uniform: list[Link], nodes: list[Indices], scores: np.ndarray, choice: Choice) -> list[_Block]:
+    """Returns a block for each set of fibres inside `nodes`: a step takes the least useful dimension of every head."""
+    heads = np.unique(nodes[0].owners).size
+    inside = np.concatenate([n.channels for n in nodes])
+    blocks = []
+    for link in uniform:
+        if any(np.isin(n.channels, inside).any() for n in link.nodes):
+            fibres = np.stack([n.channels for n in link.nodes])
+            floor = int(choice.floor[choice.group_of[fibres].max()]) * heads
+            blocks.append(_Block(_by_score(fibres, scores), heads, floor))
+    return blocks
+
+
+def _braid(groups: Ints, plain: list[Ints], blocks: list[_Block], floor: int, scores: np.ndarray) -> Ladder:
+    """Returns the ladder whose step takes equally many places from each plain axis and from each block."""
+    unit = math.lcm(*(b.width for b in blocks))
+    size = blocks[0].rows.shape[1] * blocks[0].width
     limit = max(0, (size - floor) // unit)
     columns = [_by_score(c[None], scores)[0][: limit * unit].reshape(limit, unit) for c in plain]
-    for ordered, width in blocks:
-        rows, per_step = ordered.shape[0], unit // width
-        taken = ordered[:, : limit * per_step].reshape(rows, limit, per_step)
-        columns.append(taken.swapaxes(0, 1).reshape(limit, rows * per_step))
+    for block in blocks:
+        count, per_step = block.rows.shape[0], unit // block.width
+        taken = block.rows[:, : limit * per_step].reshape(count, limit, per_step)
+        columns.append(taken.swapaxes(0, 1).reshape(limit, count * per_step))
     steps = np.concatenate(columns, axis=1)
-    groups = tuple(np.unique(np.concatenate([lead, head_groups if by_heads else dims])).tolist())
-    both = by_heads and by_dims
-    note = (
-        _note(network, dims, "heads go instead: the model's code ties heads x width to another width") if both else None
-    )
-    step_scores = np.maximum.accumulate(scores[steps].mean(axis=1)) if limit else np.zeros(0)
-    return Ladder(groups, steps, step_scores, unit, size, unit, limit), note
+    return Ladder(tuple(groups.tolist()), steps, scores[steps].mean(axis=1), unit, size, unit, limit)
 
 
 def _names(network: Network, groups: Ints) -> str:
-    return (
-        ", ".join(sorted({network.groups[i].family for i in groups.tolist() if i >= 0}))
-        or "something that cannot change"
-    )
-
-
-def _width(nodes: list[Indices], heads: Ints) -> int:
-    """Returns how many places one of these heads holds in an axis that is made of them."""
-    node = next(n for n in nodes if n.owners.size and np.isin(n.owners[0], heads))
-    return node.channels.size // np.unique(node.owners).size
-
-
-def _fibre_links(uniform: list[Link], nodes: list[Indices]) -> list[Link]:
-    """Returns the links between the fibres that lie inside `nodes`."""
-    channels = np.concatenate([n.channels for n in nodes])
-    return [k for k in uniform if any(np.isin(n.channels, channels).any() for n in k.nodes)]
+    families = sorted({network.groups[i].family for i in groups.tolist() if i >= 0})
+    return ", ".join(families) or "something that cannot change"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.labels import Ints
+from secateur.graph.labels import Ints, named_tensors
 from secateur.graph.network import (
     STAYS,
     Attribute,
@@ -34,7 +34,7 @@ from secateur.graph.tracer import OUTPUT, Trace
 def fingerprint(model: nn.Module) -> str:
     """Returns a hash of the names and shapes of all parameters and buffers of `model`."""
     digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model).items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
     return digest.hexdigest()[:16]
 

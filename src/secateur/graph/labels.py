@@ -8,12 +8,13 @@ Removing a label removes every entry of the tensor whose position holds that lab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
@@ -45,6 +46,30 @@ class Labels:
 
 
 NOTHING = Labels()
+
+
+def leaves(value: object) -> Iterator[object]:
+    """Yields everything in nested call arguments that is not a container, in order; of a slice, its two ends."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop)
+    else:
+        yield value
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yields all tensors in nested arguments."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns all parameters and buffers of `model`, each once, under the first of its names."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def labels_of(tensor: object) -> Labels:

@@ -8,13 +8,13 @@ rule touches is frozen and reported by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, slices, varying
+from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, slices, tensors_in, varying
 from secateur.graph.network import Role
 from secateur.graph.relations import Operand, Relations
 from secateur.graph.sizes import Expression, expression_of
@@ -91,18 +91,6 @@ def operand_of(tensor: torch.Tensor, rank: int) -> Operand:
     """Returns a tensor's components and sizes aligned to the right of `rank` dimensions."""
     shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
     return Operand(tuple(align_right(a, rank) for a in labels_of(tensor).arrays), shape)
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yields all tensors in nested arguments."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
 
 
 def hold_positions(relations: Relations, array: Ints, axis: int, reason: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.labels import Ints
+from secateur.graph.labels import Ints, leaves
 
 
 @dataclass(frozen=True)
@@ -257,25 +257,9 @@ def install(model: nn.Module, observer: Observer) -> None:
 
 def powers_in(arguments: object) -> Iterator[Power]:
     """Yields all `Power`s in call arguments."""
-    if isinstance(arguments, Power):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for item in arguments:
-            yield from powers_in(item)
-    elif isinstance(arguments, dict):
-        for item in arguments.values():
-            yield from powers_in(item)
+    return (leaf for leaf in leaves(arguments) if isinstance(leaf, Power))
 
 
 def sizes_in(arguments: object) -> Iterator[int]:
     """Yields all integers in nested call arguments, in order."""
-    if isinstance(arguments, int) and not isinstance(arguments, bool):
-        yield arguments
-    elif isinstance(arguments, (tuple, list)):
-        for item in arguments:
-            yield from sizes_in(item)
-    elif isinstance(arguments, dict):
-        for item in arguments.values():
-            yield from sizes_in(item)
-    elif isinstance(arguments, slice):
-        yield from sizes_in((arguments.start, arguments.stop))
+    return (leaf for leaf in leaves(arguments) if isinstance(leaf, int) and not isinstance(leaf, bool))

@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_shape  # noqa: F401  (they fill the registry)
-from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, varying
+from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, named_tensors, tensors_in, varying
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations
-from secateur.graph.rules import RULES, Call, elementwise, tensors_in
+from secateur.graph.rules import RULES, Call, elementwise
 from secateur.graph.sizes import Power, Size, install, powers_in, sizes_in
 
 _HERE = __file__.rsplit("/", 2)[0] + "/"
@@ -305,7 +305,7 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
     """
     memo: dict[int, Any] = {}
     shapes = shapes or {}
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model).items():
         empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
@@ -317,12 +317,6 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields parameters and buffers, each once, under the first of its names."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
@@ -378,7 +372,7 @@ def run(model: nn.Module, inputs: Any) -> Trace:
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     arguments = as_arguments(to_meta(inputs, dtype))
-    for name, tensor in _named_tensors(model):
+    for name, tensor in named_tensors(model).items():
         trace.label(name, tensor)
     try:
         trace.output_shapes = _forward(model, trace, arguments)

@@ -17,7 +17,8 @@ from torch import nn
 from secateur.allocation.plan import Plan
 from secateur.errors import CheckpointError, CutError, InputError, PlanError, TraceError
 from secateur.graph.groups import fingerprint
-from secateur.surgery.cutting import cut_, named_tensors
+from secateur.graph.labels import named_tensors
+from secateur.surgery.cutting import cut_
 from secateur.surgery.sources import ModelSource, build_model, source_of
 
 WEIGHTS, PLAN, MANIFEST = "model.safetensors", "plan.json", "secateur.json"

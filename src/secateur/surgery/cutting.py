@@ -13,6 +13,7 @@ from secateur.allocation.plan import AttributeChange, AxisCut, Plan, restore_inp
 from secateur.errors import CutError, PlanError, TraceError
 from secateur.graph import trace
 from secateur.graph.groups import build, fingerprint
+from secateur.graph.labels import named_tensors
 from secateur.graph.tracer import run, skeleton
 from secateur.surgery.check import check
 
@@ -61,11 +62,6 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     for state, key, value in states:
         state[key] = value
     _apply_attributes(model, plan.attributes)
-
-
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns all parameters and buffers of `model`, each once, under the first of its names."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
