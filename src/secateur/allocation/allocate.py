@@ -108,9 +108,8 @@ def _ratios(
 
 def _floor(group: Group, min_channels: int | None) -> int:
     width = group.channels.shape[1]
-    if group.kind == "heads":
-        return min(width, min_channels or 1)
-    return min(width, max(1, int(np.ceil(DEFAULT_FLOOR * width)) if min_channels is None else min_channels))
+    default = 1 if group.kind == "heads" else int(np.ceil(DEFAULT_FLOOR * width))
+    return min(width, max(group.minimum, default if min_channels is None else min_channels))
 
 
 def _normalise(network: Network, scores: Scores) -> np.ndarray:

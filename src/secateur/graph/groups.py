@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     return Network(
         num_channels=int(number.max()) + 1,
         axes=tuple(axes),
-        groups=_groups(model, axes, links, int(number.max()) + 1, summed),
+        groups=_groups(model, axes, links, int(number.max()) + 1, _Marks(summed, _paired(trace, solution, number))),
         links=links,
         frozen=_frozen(trace, axes, solution),
         attributes=_attributes(model, trace, axes, solution, number),
@@ -152,6 +153,22 @@ def _frozen(trace: Trace, axes: Sequence[Axis], solution: Solution) -> tuple[Fro
     return tuple(result)
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """Which channels run through a sum of activations (residual streams), and which must stay in pairs at least."""
+
+    summed: np.ndarray
+    paired: np.ndarray
+
+
+def _paired(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
+    paired = np.zeros(int(number.max()) + 2, np.bool_)
+    for labels in trace.relations.pairs:
+        paired[number[solution.channel[labels]]] = True
+    paired[STAYS] = False
+    return paired
+
+
 def _summed(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
     """Returns which channels run through a sum of two activations: the residual streams."""
     summed = np.zeros(int(number.max()) + 2, np.bool_)
@@ -188,43 +205,45 @@ def _params_cost(shapes: dict[str, tuple[int, ...]], axes: Sequence[Axis]) -> Co
         here = variable.get(name, [])
         dims = {a.dim for a in here}
         constant = int(np.prod([n for d, n in enumerate(shape) if d not in dims], dtype=np.int64))
-        terms.append((constant, [Indices(a.channels, a.owners) for a in here]))
+        terms.append((constant, [Extent(Indices(a.channels[None], a.owners[None]), "count") for a in here]))
     return _cost(terms)
 
 
-def _macs_cost(costs: Sequence[tuple[int, tuple[Ints, ...]]], solution: Solution, number: Ints, batch: int) -> Cost:
+def _macs_cost(
+    costs: Sequence[tuple[int, tuple[RawExtent, ...]]], solution: Solution, number: Ints, batch: int
+) -> Cost:
     terms = []
-    for coefficient, arrays in costs:
+    for coefficient, raws in costs:
         factors = []
-        for array in arrays:
-            places = solution.places(array, number)
-            if (places.channels == STAYS).all() and (places.owners == STAYS).all():
-                coefficient *= array.size
+        for raw in raws:
+            extent = _extent(raw, solution, number)
+            if (extent.places.channels == STAYS).all() and (extent.places.owners == STAYS).all():
+                coefficient *= raw.labels.size if raw.kind == "count" else raw.labels.shape[1]
             else:
-                factors.append(places)
+                factors.append(extent)
         terms.append((coefficient, factors))
     return _cost(terms, batch)
 
 
-def _cost(terms: Sequence[tuple[int, Sequence[Indices]]], divisor: int = 1) -> Cost:
+def _cost(terms: Sequence[tuple[int, Sequence[Extent]]], divisor: int = 1) -> Cost:
     """Returns the polynomial with equal extents stored once."""
-    known: dict[bytes, int] = {}
-    extents: list[Indices] = []
+    known: dict[tuple[str, bytes, bytes], int] = {}
+    extents: list[Extent] = []
     result: Counter[tuple[int, ...]] = Counter()
     for coefficient, factors in terms:
         numbers = []
-        for places in factors:
-            key = places.channels.tobytes() + places.owners.tobytes()
+        for extent in factors:
+            key = extent.kind, extent.places.channels.tobytes(), extent.places.owners.tobytes()
             if key not in known:
                 known[key] = len(extents)
-                extents.append(places)
+                extents.append(extent)
             numbers.append(known[key])
         result[tuple(sorted(numbers))] += coefficient
     return Cost(tuple((c, f) for f, c in result.items()), tuple(extents), divisor)
 
 
 def _groups(
-    model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, summed: np.ndarray
+    model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, marks: _Marks
 ) -> tuple[Group, ...]:
     """Returns the channels sorted into groups of one footprint, and the groups into families."""
     footprint = np.zeros(num_channels + 1, np.uint64)
@@ -254,7 +273,7 @@ def _groups(
         channels = np.flatnonzero(inverse == k).astype(np.int64)
         if not members[k]:
             continue
-        kind = _kind(channels[0], heads, inside, summed, [axes[i] for i, _ in members[k]], ndim)
+        kind = _kind(channels[0], heads, inside, marks.summed, [axes[i] for i, _ in members[k]], ndim)
         label = kind
         if kind == "head_dims":
             # a value dimension is also read by the projection behind it; query and key dimensions meet only each other
@@ -262,21 +281,22 @@ def _groups(
             label = "head_dims.v" if read else "head_dims.qk"
         name = _name(label, [axes[i] for i, _ in members[k]])
         signature = (label, tuple(sorted(Counter(_part(axes[i], n, types) for i, n in members[k]).items())))
-        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k])))
+        minimum = 2 if marks.paired[channels].any() else 1
+        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k]), minimum))
     return _with_families(groups)
 
 
 def _with_families(groups: list[tuple]) -> tuple[Group, ...]:
     signatures: dict[str, list[object]] = {}
-    for _, _, label, signature, _, _ in groups:
+    for _, _, label, signature, *_ in groups:
         known = signatures.setdefault(label, [])
         if signature not in known:
             known.append(signature)
     result = []
-    for name, kind, label, signature, channels, members in groups:
+    for name, kind, label, signature, channels, members, minimum in groups:
         several = len(signatures[label]) > 1
         family = f"{label}.{signatures[label].index(signature) + 1}" if several else label
-        result.append(Group(name, kind, family, channels, members))
+        result.append(Group(name, kind, family, channels, members, minimum))
     return tuple(result)
 
 

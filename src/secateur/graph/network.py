@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -75,7 +78,8 @@ class Group:
     """Channels with one footprint, as an array of fibres x width: the heads of a block, the neurons of an MLP …
 
     `members` lists each axis that a channel of the group occupies (its position in `Network.axes`) with the number of
-    indices that one channel takes there. A head occupies all that lies inside it.
+    indices that one channel takes there. A head occupies all that lies inside it. `minimum` is the least number of
+    channels that must stay in each fibre for the network to work as traced.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Group:
     family: str
     channels: Ints
     members: tuple[tuple[int, int], ...]
+    minimum: int = 1
 
     @property
     def size(self) -> int:
@@ -157,12 +162,12 @@ class Cost:
     """A polynomial: the sum of coefficient x product of the sizes of some extents, over `divisor`."""
 
     terms: tuple[tuple[int, tuple[int, ...]], ...]
-    extents: tuple[Indices, ...]
+    extents: tuple[Extent, ...]
     divisor: int = 1
 
     def __call__(self, mask: Bools) -> int:
         """Returns the cost under a mask from `Network.mask`."""
-        sizes = [int(np.count_nonzero(e.alive(mask))) for e in self.extents]
+        sizes = [e.size(mask) for e in self.extents]
         total = 0
         for coefficient, factors in self.terms:
             for i in factors:
@@ -241,21 +246,57 @@ class Network:
         raise InputError(f"{tensor} has no dimension {dim} of size above 1")
 
     def explain(self, tensor: str, dim: int) -> str:
-        """Returns in words what goes with the indices along dimension `dim` of `tensor`, and what stays and why."""
+        """Returns in words what goes with the indices along dimension `dim` of `tensor`, and what stays and why.
+
+        For every group that lies on the axis: what one of its channels takes everywhere else, which widths must stay
+        equal to its own, which attributes are set and which weights rescaled after a cut. Names that differ only in
+        numbers share a line.
+
+        Raises:
+            InputError: There is no such axis; the message names the nearest tensors, or the dimensions that there are.
+        """
+        known = {a.dim: a.channels.size for a in self.axes if a.tensor == tensor}
+        if known and dim not in known:
+            sizes = " and ".join(f"{d} ({size} indices)" for d, size in known.items())
+            raise InputError(f"{tensor} has no dimension {dim} of size above 1; it has {sizes}")
         axis = self.axis(tensor, dim)
+        here = np.zeros(self.num_channels + 1, np.bool_)
+        here[axis.channels] = here[axis.owners] = True
+        here[STAYS] = False
+
+        def meets(places: Indices) -> bool:
+            return bool(here[places.channels].any() or here[places.owners].any())
+
         lines = [f"{tensor}[dim {dim}]: {axis.channels.size} indices, {axis.role}"]
         for group in self.groups:
             mine = np.isin(axis.channels, group.channels) | np.isin(axis.owners, group.channels)
             if mine.any():
                 lines.append(f"  {int(mine.sum())} indices in {group}; one of its {group.size} channels takes")
-                lines += [f"    {n} of {self.axes[i].tensor}[dim {self.axes[i].dim}]" for i, n in group.members]
-        lines += [f"  {f}" for f in self.frozen if f.tensor == tensor and f.dim == dim]
+                lines += self._listed("    {n} of {names}", group.members)
+        lines += [f"  keep equal widths: {link_text(self, link)}" for link in self.links if any(map(meets, link.nodes))]
         lines += [
-            f"  sets {a}"
-            for a in self.attributes
-            if np.isin(a.extent.places.channels, axis.channels[axis.channels >= 0]).any()
+            f"  {f.count} indices stay: {f.reason}{f'; {f.where}' if f.where else ''}"
+            for f in self.frozen
+            if (f.tensor, f.dim) == (tensor, dim)
         ]
+        sizes = {str(a): a.extent.size(self.mask()) for a in self.attributes if meets(a.extent.places)}
+        for size in dict.fromkeys(sizes.values()):
+            for name, times in merged([name for name, its in sizes.items() if its == size]):
+                lines.append(f"  sets {name}, {size} now{times}")
+        fixed = [(i, e.size) for fix in self.scale_fixes if meets(fix.extent.places) for i, e in fix.entries]
+        lines += self._listed("  rescales {n} indices of {names} so that attention keeps its temperature", fixed)
         return "\n".join(lines)
+
+    def _listed(self, line: str, members: Iterable[tuple[int, int]]) -> list[str]:
+        """Returns `line` filled in for members given as (axis number, count), alike ones together."""
+        together: dict[tuple[int, int], list[str]] = {}
+        for i, n in dict.fromkeys(members):
+            together.setdefault((n, self.axes[i].dim), []).append(self.axes[i].tensor)
+        return [
+            line.format(n=n, names=f"{name}[dim {dim}]{times}")
+            for (n, dim), tensors in together.items()
+            for name, times in merged(tensors)
+        ]
 
     def select(self, pattern: str) -> tuple[Group, ...]:
         """Returns the groups whose kind, family or name is `pattern` (a name may hold wildcards).
@@ -279,3 +320,42 @@ class Network:
         lines += [f"  no rule for the operator aten.{name}; {where}" for name, where in self.unknown_operators]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def link_text(network: Network, link: Link) -> str:
+    """Returns which places a link keeps equally many of: `3 x 64 of blocks.0.attn:dims.qk = 3 x 64 of …`."""
+    group_of = np.full(network.num_channels + 1, STAYS, np.int64)
+    for i, group in enumerate(network.groups):
+        group_of[group.channels] = i
+    nodes: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    for node in link.nodes:
+        places = np.where(node.channels >= 0, group_of[node.channels], group_of[node.owners])
+        nodes[node.channels.size, tuple(np.unique(places).tolist())] += 1
+    together: dict[str, list[str]] = {}
+    for (size, groups), times in nodes.items():
+        names = " and ".join("what stays" if i < 0 else network.groups[i].name for i in groups)
+        together.setdefault(f"{times} x {size}" if times > 1 else str(size), []).append(names)
+    return " = ".join(f"{count} of {name}{times}" for count, names in together.items() for name, times in merged(names))
+
+
+def merged(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns names in order, those that differ only in numbers as one with how many: `blocks.0-11.norm`, ` (12x)`."""
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(re.sub(r"(?<![^.])\d+(?![^.:])", "*", name), []).append(name)
+    return [(alike[0], "") if len(alike) == 1 else (_range(alike), f" ({len(alike)}x)") for alike in together.values()]
+
+
+def _range(names: Sequence[str]) -> str:
+    """Returns names of one pattern as one, numbers as `0-11` where every combination occurs, otherwise as `*`."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*(n.split(".") for n in names), strict=True)]
+    complete = np.prod([len(c) for c in columns]) == len(names)
+    return ".".join(c[0] if len(c) == 1 else _runs(c) if complete else "*" for c in columns)
+
+
+def _runs(numbers: Sequence[str]) -> str:
+    """Returns numbers as text: `0-3` for neighbours, `0,2,4` otherwise."""
+    values = [int(n) for n in numbers]
+    if values == list(range(values[0], values[0] + len(values))) and len(values) > 2:
+        return f"{values[0]}-{values[-1]}"
+    return ",".join(numbers)

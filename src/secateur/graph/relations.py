@@ -9,14 +9,9 @@ import numpy as np
 
 from secateur.errors import TraceError
 from secateur.graph.labels import CONSTANT, Ints, Shape, slices, varying
-from secateur.graph.sizes import (
-    Expression,
-    FromAttribute,
-    Other,
-    Product,
-    Quotient,
-    RawExtent,
-)
+from secateur.graph.sizes import Expression, FromAttribute, Quotient, RawExtent
+
+FIXED_SIZE = "its size comes from a constant or an expression that cannot be followed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +22,16 @@ class Freeze:
     reason: str
     where: str
     channel_only: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Requirement:
+    """A size in the model's code that must equal an extent of the cut model, where the code uses it, and what for."""
+
+    expression: Expression
+    extent: RawExtent
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +54,11 @@ class Relations:
         self.freezes: list[Freeze] = []
         self.pins: list[tuple[Ints, str, str]] = []
         self.fibres: list[Ints] = []
+        self.pairs: list[Ints] = []
+        self.requirements: list[Requirement] = []
         self.equal: list[tuple[RawExtent, RawExtent]] = []
         self.attributes: list[tuple[FromAttribute, RawExtent]] = []
-        self.costs: list[tuple[int, tuple[Ints, ...]]] = []
+        self.costs: list[tuple[int, tuple[RawExtent, ...]]] = []
         self.quotients: list[tuple[Quotient, RawExtent]] = []
         self.numbers: list[tuple[Expression, str]] = []
         self.powers: list[tuple[Expression, float, tuple[Ints, ...]]] = []
@@ -89,6 +96,19 @@ class Relations:
     def pin(self, rows: Ints, reason: str) -> None:
         """No row of `rows` (n x m) may be emptied by the removal of one head."""
         self.pins.append((rows, reason, self.where()))
+
+    def hold(self, array: Ints, axis: int, reason: str) -> None:
+        """Positions along `axis` have a meaning of their own: no index there may vanish and shift the others."""
+        if varying(array) == {axis} or (self.fibre_of(array) < 0).any():
+            self.freeze(array, reason)
+        elif self.is_width_axis(array, axis):
+            self.freeze(array, reason, channel_only=True)
+        else:
+            self.pin(slices(array, [axis]), reason)
+
+    def keep_two(self, labels: Ints) -> None:
+        """At least two must survive in each fibre of `labels`: a single one would make the operation another one."""
+        self.pairs.append(labels.ravel())
 
     def add_fibres(self, rows: Ints) -> None:
         """The rows (R x W) become fibres: each keeps the same number of labels, and loses its own least useful ones."""
@@ -167,8 +187,9 @@ class Relations:
             bare = any(o.shape[axis] > 1 and not has for o, has in zip(operands, labelled, strict=True))
             if bare and any(labelled):
                 for array in (a for o in operands for a in o.arrays if a.shape[axis] > 1):
-                    self.freeze(array, "meets a dimension of fixed size: an input, positions, or a constant")
-                    constant.add(id(array))
+                    self.hold(array, axis, "meets a dimension of fixed size: an input, positions, or a constant")
+                    if varying(array) == {axis}:
+                        constant.add(id(array))
         result: list[Ints] = []
         for array in (a for o in operands for a in o.arrays):
             axes = varying(array)
@@ -185,21 +206,35 @@ class Relations:
                     self.own(other.ravel(), slices(array, sorted(theirs)))
                     result = [r for r in result if r is not other]
                 else:
-                    self.freeze(array, "two components overlap in part")
-                    self.freeze(other, "two components overlap in part")
-                    absorbed = True
+                    self._share(other, array)
             if not absorbed:
                 result.append(array)
         return tuple(result)
 
-    def cost(self, arrays: Sequence[Ints], shape: Shape) -> None:
-        """Records the multiply-accumulates of an operation over an index space of `shape` with joined components."""
-        coefficient = 1
+    def _share(self, a: Ints, b: Ints) -> None:
+        """`a` and `b` run along common dimensions and each along others too: there, they lie in the same heads."""
+        common = sorted(varying(a) & varying(b))
+        parents = self.new_labels(int(np.prod([a.shape[i] for i in common])))
+        self.own(parents, slices(a, common))
+        self.own(parents, slices(b, common))
+
+    def cost(self, arrays: Sequence[Ints], shape: Shape, times: int = 1) -> None:
+        """Records `times` multiply-accumulates at each point of an index space of `shape` with joined components."""
+        coefficient = times
         covered = frozenset[int]().union(*(varying(a) for a in arrays))
         for axis, n in enumerate(shape):
             if axis not in covered:
                 coefficient *= int(n)
-        self.costs.append((coefficient, tuple(a.ravel() for a in arrays if varying(a))))
+        factors: list[RawExtent] = []
+        seen: frozenset[int] = frozenset()
+        for array in arrays:
+            here = varying(array)
+            if here & seen:
+                factors.append(RawExtent(slices(array, sorted(here & seen)), "width"))
+            elif here:
+                factors.append(RawExtent(array.reshape(1, -1), "count"))
+            seen |= here
+        self.costs.append((coefficient, tuple(factors)))
 
     def extent(self, array: Ints, axis: int) -> RawExtent:
         """Returns the size along `axis` of a component that varies there."""
@@ -210,41 +245,20 @@ class Relations:
             return RawExtent(slices(array, others), "width")
         return RawExtent(slices(array, [axis]), "rows")
 
-    def bind(self, expression: Expression | None, extent: RawExtent) -> bool:
-        """Notes that `expression` must give the size `extent` after a cut; False when nothing can make it so.
+    def require(self, expression: Expression | None, extent: RawExtent, reason: str = FIXED_SIZE) -> None:
+        """`expression` must give the size `extent` after a cut (see `requirements.settle`); if it cannot, it stays.
 
         None stands for a size that torch works out itself.
         """
-        if expression is None:
-            return True
-        if isinstance(expression, FromAttribute):
-            self.attributes.append((expression, extent))
-            return True
-        if isinstance(expression, RawExtent):
-            if expression != extent:
-                self.equal.append((expression, extent))
-            return True
-        if isinstance(expression, Product) and isinstance(expression.left, int):
-            if extent.kind != "width":
-                return self.bind(
-                    expression.right, RawExtent(extent.labels, extent.kind, extent.divisor * expression.left)
-                )
-            return False
-        if isinstance(expression, Product):
-            return all(
-                isinstance(e, int | RawExtent)
-                or (isinstance(e, FromAttribute) and any(a == e for a, _ in self.attributes))
-                for e in (expression.left, expression.right)
-            )
-        assert isinstance(expression, int | Quotient | Other)
-        return False
+        if expression is not None:
+            self.requirements.append(Requirement(expression, extent, self.where(), reason))
 
     def compare(self, left: Expression, right: Expression) -> None:
         """Notes that the model compared two equal sizes: an attribute checked against a size must go on to match it."""
         if isinstance(left, RawExtent) and isinstance(right, RawExtent | FromAttribute):
-            self.bind(right, left)
+            self.require(right, left)
         elif isinstance(right, RawExtent) and isinstance(left, FromAttribute):
-            self.bind(left, right)
+            self.require(left, right)
 
     def number(self, expression: Expression) -> None:
         """Notes that the model computed with a size as a number: it must keep its value, or the function changes."""
@@ -253,20 +267,3 @@ class Relations:
     def power(self, expression: Expression, exponent: float, weights: tuple[Ints, ...]) -> None:
         """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to some power."""
         self.powers.append((expression, exponent, weights))
-
-    def _extents(self, expression: Expression) -> list[RawExtent]:
-        known = [e for other, e in [*self.attributes, *self.quotients] if other == expression]
-        return [*known, expression] if isinstance(expression, RawExtent) else known
-
-    def keep_numbers(self) -> None:
-        """Ends a trace: freezes what decides a size that the model computed with, or notes what makes up for it."""
-        why = "its size enters the computation as a number"
-        for expression, where in self.numbers:
-            for extent in self._extents(expression):
-                if extent.kind == "rows":
-                    self.pins.append((extent.labels, why, where))
-                else:
-                    self.freezes.append(Freeze(extent.labels.ravel(), why, where, extent.kind == "width"))
-        for expression, exponent, weights in self.powers:
-            for extent in self._extents(expression)[:1]:
-                self.scale_fixes.append((weights, extent, -exponent))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, slices, tensors_in, varying
+from secateur.graph.labels import Ints, Labels, Shape, align_right, labels_of, tensors_in
 from secateur.graph.network import Role
 from secateur.graph.relations import Operand, Relations
 from secateur.graph.sizes import Expression, expression_of
@@ -61,12 +61,22 @@ class Call:
 
         None stands for a size that torch works out itself.
         """
+        found = self._given(values)
+        if found is None:
+            return [None if self.nested or v == -1 else int(v) for v in values]
+        return [None if v == -1 else v for v in found]
+
+    def expression(self, value: int) -> Expression | None:
+        """Returns what the caller passed for one integer, for which -1 is a number like any other."""
+        found = self._given([value])
+        return found[0] if found else None if self.nested else int(value)
+
+    def _given(self, values: Sequence[int]) -> list[Expression] | None:
         wanted, given = list(values), self.integers
         for start in range(len(given) - len(wanted) + 1):
             if list(map(int, given[start : start + len(wanted)])) == wanted:
-                found = [expression_of(v) for v in given[start : start + len(wanted)]]
-                return [None if v == -1 else v for v in found]
-        return [None if self.nested or v == -1 else int(v) for v in values]
+                return [expression_of(v) for v in given[start : start + len(wanted)]]
+        return None
 
 
 Rule = Callable[[Call], Labels | tuple[Labels, ...] | None]
@@ -91,16 +101,6 @@ def operand_of(tensor: torch.Tensor, rank: int) -> Operand:
     """Returns a tensor's components and sizes aligned to the right of `rank` dimensions."""
     shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
     return Operand(tuple(align_right(a, rank) for a in labels_of(tensor).arrays), shape)
-
-
-def hold_positions(relations: Relations, array: Ints, axis: int, reason: str) -> None:
-    """Positions along `axis` have a meaning of their own: no index there may vanish and shift the others."""
-    if varying(array) == {axis} or (relations.fibre_of(array) < 0).any():
-        relations.freeze(array, reason)
-    elif relations.is_width_axis(array, axis):
-        relations.freeze(array, reason, channel_only=True)
-    else:
-        relations.pin(slices(array, [axis]), reason)
 
 
 def elementwise(call: Call) -> Labels:

@@ -6,13 +6,16 @@ cost of that space, and reduce the contracted dimensions away.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
-from secateur.graph.labels import Ints, Labels, Shape, align_right, varying
+from secateur.graph.labels import Ints, Labels, Shape, align_right, slices, varying
 from secateur.graph.network import Role
 from secateur.graph.relations import Operand
-from secateur.graph.rules import Call, elementwise, hold_positions, labels_of, operand_of, rule
-from secateur.graph.rules_shape import FIXED_POSITION, FIXED_SIZE
+from secateur.graph.rules import Call, elementwise, labels_of, operand_of, rule
+from secateur.graph.rules_shape import FIXED_POSITION
 from secateur.graph.sizes import RawExtent
 
 KERNEL = "kernel position of a convolution"
@@ -149,80 +152,137 @@ def einsum(call: Call) -> Labels | None:
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(call: Call) -> Labels:
-    """x [B, I, s…], weight [O, I/groups, k…] (transposed: [I, O/groups, k…]); index space [B, O, I/groups, s…, k…].
+    """x [B, I, s…], weight [O, I/groups, k…] (transposed: [I, O/groups, k…]); index space [B, O, I/groups, s…].
 
     The dimensions s are those of the output, or of the input of a transposed convolution: each pairs with each k.
     """
-    x, weight = call["input"], call["weight"]
+    x, weight, out = call["input"], call["weight"], call.output
     transposed = bool(call["transposed"]) or "transpose" in call.name
-    out_axis, in_axis = (1, 0) if transposed else (0, 1)
-    for name, tensor in (("input", x), ("weight", weight)):
-        for array in labels_of(tensor).arrays:
-            if any(array.shape[i] > 1 for i in range(2, tensor.ndim)):
-                call.relations.freeze(array, KERNEL if name == "weight" else "runs along a dimension of a convolution")
-    _mark(call, labels_of(weight), {out_axis: "out", in_axis: "in"})
-    channels = [a.ravel() for a in labels_of(x).arrays if varying(a) == {1}]
-    batch = [a.ravel() for a in labels_of(x).arrays if varying(a) == {0}]
-    w_out = [a.ravel() for a in labels_of(weight).arrays if varying(a) == {out_axis}]
-    w_in = [a.ravel() for a in labels_of(weight).arrays if varying(a) == {in_axis}]
-    groups = int(call["groups"] or 1)
-    out = call.output
-    if groups > 1:
-        if transposed:
-            for array in (*channels, *w_out, *w_in):
-                call.relations.freeze(array, "grouped transposed convolution")
-            out_labels = []
+    for array in labels_of(weight).arrays:
+        if any(n > 1 for n in array.shape[2:]):
+            call.relations.freeze(array, KERNEL)
+    _mark(call, labels_of(weight), {0: "in", 1: "out"} if transposed else {0: "out", 1: "in"})
+    single = x.ndim == weight.ndim - 1  # no batch
+    arrays = tuple(a[None] if single else a for a in labels_of(x).arrays)
+    sizes = tuple((x if transposed else out).shape)
+    space = _Convolved(_without_slides(call, arrays), (1, *sizes) if single else sizes, transposed)
+    result = _full(call, space) if (call["groups"] or 1) == 1 else _grouped(call, space)
+    result = tuple(a[0] for a in result) if single else result
+    axis = 0 if single else 1
+    return Labels(
+        _with_bias(call, result, tuple(out.shape), axis),
+        _weight_scale(call, 1 if transposed else 0, out.ndim, axis) if (call["groups"] or 1) == 1 else None,
+        all(labels_of(t).is_parameter for t in (x, weight)),
+    )
+
+
+@dataclass(frozen=True)
+class _Convolved:
+    """The components [B, I, s…] of what a convolution reads, the sizes of the space that it runs over, and its kind."""
+
+    arrays: tuple[Ints, ...]
+    sizes: Shape
+    transposed: bool
+
+    def weight(self, call: Call) -> tuple[list[Ints], list[Ints]]:
+        """Returns the label arrays, flat, of the output and of the input side of the weight."""
+        sides = [[a.ravel() for a in call.labels("weight").arrays if varying(a) == {dim}] for dim in (0, 1)]
+        return (sides[1], sides[0]) if self.transposed else (sides[0], sides[1])
+
+
+def _without_slides(call: Call, arrays: tuple[Ints, ...]) -> tuple[Ints, ...]:
+    """Returns the components that a convolution leaves in place: none along a dimension in which its kernel moves."""
+    kernel = call["weight"].shape[2:]
+
+    def setting(name: str, i: int) -> int:
+        given = call[name] or (1 if name == "stride" else 0)
+        return int(given if isinstance(given, int) else given[i if len(given) > 1 else 0])
+
+    padded = isinstance(call["padding"], str)
+    still = [
+        n == 1 and not padded and setting("stride", i) == 1 and not setting("padding", i) for i, n in enumerate(kernel)
+    ]
+    kept = []
+    for array in arrays:
+        if any(array.shape[i + 2] > 1 and not stays for i, stays in enumerate(still)):
+            call.relations.freeze(array, "runs along a dimension of a convolution")
         else:
-            out_labels = _grouped(call, channels, w_out, w_in, groups)
-            w_in = [a for a in w_in if a.size > 1]
-    else:
-        _meet(call, channels, w_in, x.shape[1])
-        out_labels = w_out
-    space = (x if transposed else out).shape[2:]
-    positions = int(np.prod([*space, *weight.shape[2:]], dtype=np.int64))
-    per_group = int(weight.shape[in_axis]) // (groups if transposed else 1)
-    factors = [batch, w_out if not groups > 1 else out_labels, w_in if not transposed or groups == 1 else []]
-    plain = [out.shape[0], out.shape[1], per_group]
-    coefficient = positions * int(np.prod([n for n, f in zip(plain, factors, strict=True) if not f], dtype=np.int64))
-    call.relations.costs.append((coefficient, tuple(f[0] for f in factors if f)))
-    arrays = [a.reshape([-1] + [1] * (out.ndim - 1)) for a in batch]
-    arrays += [a.reshape([1, -1] + [1] * (out.ndim - 2)) for a in out_labels]
-    scale = _weight_scale(call, out_axis, out.ndim, 1) if groups == 1 else None
-    return Labels(_with_bias(call, tuple(arrays), tuple(out.shape), 1), scale)
+            kept.append(array)
+    return tuple(kept)
 
 
-def _meet(call: Call, a: list[Ints], b: list[Ints], size: int) -> None:
-    """Two sides of a contraction meet, each with at most one component along it."""
-    sides = [Operand(tuple(s), (size,)) for s in (a, b)]
-    call.relations.join(sides)
+def _full(call: Call, space: _Convolved) -> tuple[Ints, ...]:
+    """A convolution in which every output channel reads every input channel."""
+    x = _insert(
+        Operand(space.arrays, (space.sizes[0], call["input"].shape[-len(space.sizes) + 1], *space.sizes[2:])), 1
+    )
+    rank = len(x.shape)
+    sides = space.weight(call)
+    weight = [_upright(a, rank, axis) for axis, side in zip((1, 2), sides, strict=True) for a in side]
+    outputs, inputs = call["weight"].shape[:2][:: -1 if space.transposed else 1]
+    operand = Operand(tuple(weight), (1, int(outputs), int(inputs), *[1] * (rank - 3)))
+    shape = (x.shape[0], *operand.shape[1:3], *x.shape[3:])
+    joined = call.relations.join([x, operand])
+    call.relations.cost(joined, shape, math.prod(call["weight"].shape[2:]))
+    return _squeeze(call.relations.reduce(joined, [2]), 2)
 
 
-def _grouped(call: Call, channels: list[Ints], w_out: list[Ints], w_in: list[Ints], groups: int) -> list[Ints]:
-    """Relations of a grouped convolution; returns the labels of its output channels."""
-    relations = call.relations
-    inputs, outputs = call.shape("input")[1], int(call["weight"].shape[0])
-    if len(channels) != 1 or len(w_out) != 1:
-        for array in (*channels, *w_out, *w_in):
+def _grouped(call: Call, space: _Convolved) -> tuple[Ints, ...]:
+    """A grouped convolution: each group of outputs reads its own group of inputs."""
+    relations, groups, rank = call.relations, int(call["groups"]), len(space.sizes)
+    outputs, inputs = space.weight(call)
+    main, minor = (inputs, outputs) if space.transposed else (outputs, inputs)
+    channels = int(call["input"].shape[1 - rank])
+    kernel = math.prod(call["weight"].shape[2:])
+    if channels == groups == call["weight"].shape[0] * (call["weight"].shape[1] if space.transposed else 1):
+        sizes = (space.sizes[0], channels, *space.sizes[2:])
+        operand = Operand(tuple(_upright(a, rank) for a in main), (1, channels, *[1] * (rank - 2)))
+        for array in (a for a in space.arrays if a.shape[1] > 1):
+            relations.require(call.expression(groups), relations.extent(array, 1))
+        joined = relations.join([Operand(space.arrays, sizes), operand])
+        relations.cost(joined, sizes, kernel)
+        return joined
+    along = [a for a in space.arrays if a.shape[1] > 1]
+    if len(along) != 1 or varying(along[0]) != {1} or not main:
+        for array in (*along, *outputs, *inputs):
             relations.freeze(array, "grouped convolution over channels that are not labelled")
-        return w_out
-    x, out = channels[0], w_out[0]
-    if inputs == groups == outputs:
-        relations.tie(x, out)
-        spec = call.expressions([groups])[0]
-        if not relations.bind(spec, RawExtent(x[None], "count")):
-            relations.freeze(x, FIXED_SIZE)
-        return [out]
-    if inputs == groups:
-        relations.freeze(x, "a grouped convolution has one input channel in each group")
-    rows = x.reshape(groups, -1)
-    if w_in:
-        rows = np.concatenate([rows, w_in[0][None]])
-    relations.bundle(rows.T)
-    if outputs == groups:
-        relations.freeze(out, "a grouped convolution has one output channel in each group")
-    else:
-        relations.add_fibres(out.reshape(groups, -1))
-    return [out]
+        return (*(a for a in space.arrays if a.shape[1] == 1), *(_upright(a, rank) for a in outputs))
+    out = _groups_of(call, along[0].reshape(groups, -1), main[0].reshape(groups, -1), minor, space.transposed)
+    beside = tuple(a for a in space.arrays if a.shape[1] == 1)
+    parts = [_upright(main[0], rank + 1), *(_upright(a, rank + 1, 2) for a in minor)]
+    parts += [np.expand_dims(a, 2) for a in beside]
+    relations.cost(parts, (space.sizes[0], main[0].size, int(call["weight"].shape[1]), *space.sizes[2:]), kernel)
+    return (*beside, _upright(out, rank))
+
+
+def _upright(array: Ints, rank: int, axis: int = 1) -> Ints:
+    """Returns flat labels as a component along one dimension of `rank`."""
+    return array.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _groups_of(call: Call, x: Ints, main: Ints, minor: list[Ints], transposed: bool) -> Ints:
+    """Relates inputs `x` and the first dimension of the weight, both groups x channels; returns the output labels.
+
+    Where a group has one input or one output, whole groups go. Elsewhere each group loses equally many of its own
+    channels on the side of the weight's first dimension, and all lose the same ones on the side that they share.
+    """
+    relations = call.relations
+    if transposed:
+        relations.tie(x, main)
+    per_group = int(call["weight"].shape[1])
+    if min(main.shape[1], per_group) == 1:
+        relations.bundle(x if transposed else np.concatenate([x, main], axis=1))
+        relations.require(call.expression(len(x)), RawExtent(x[:, :1].reshape(1, -1), "count"))
+        for array in minor:
+            relations.freeze(array, "whole groups of a convolution go, and all groups share it")
+        return np.repeat(x[:, 0], per_group) if transposed else main.ravel()
+    relations.add_fibres(main)
+    for side in (x, main):  # with a single one, whole groups would go
+        relations.keep_two(side)
+    if transposed:
+        return np.tile(minor[0], len(x))
+    relations.bundle(np.concatenate([x, minor[0][None]]).T if minor else x.T)
+    return main.ravel()
 
 
 @rule("scaled_dot_product_attention")
@@ -309,9 +369,7 @@ def layer_norm(call: Call) -> Labels:
     for array in call.labels("input").arrays:
         for axis, spec in zip(axes, specs, strict=True):
             if array.shape[axis] > 1:
-                extent = call.relations.extent(array, axis)
-                if not call.relations.bind(spec, extent):
-                    call.relations.freeze(array, FIXED_SIZE, channel_only=extent.kind == "width")
+                call.relations.require(spec, call.relations.extent(array, axis))
     arrays = _affine(call, call.labels("input").arrays, tuple(x.shape), axes)
     return Labels(arrays, _affine_scale(call, x.ndim, axes))
 
@@ -332,8 +390,7 @@ def group_norm(call: Call) -> Labels:
         if varying(array) != {1}:
             call.relations.freeze(array, "group normalisation over a joint dimension")
         elif array.shape[1] == groups:
-            if not call.relations.bind(call.expressions([groups])[0], RawExtent(array.reshape(1, -1), "count")):
-                call.relations.freeze(array, FIXED_SIZE)
+            call.relations.require(call.expressions([groups])[0], RawExtent(array.reshape(1, -1), "count"))
         else:
             call.relations.add_fibres(array.reshape(groups, -1))
     return Labels(_affine(call, call.labels("input").arrays, tuple(x.shape), [1]), _affine_scale(call, x.ndim, [1]))
@@ -360,7 +417,7 @@ def reduction(call: Call) -> Labels | tuple[Labels, ...]:
     if call.name in ("argmax", "argmin", "median") or (call.name in ("max", "min") and dims is not None):
         for array in call.labels("self").arrays:
             for axis in varying(array) & set(axes):
-                hold_positions(call.relations, array, axis, FIXED_POSITION)
+                call.relations.hold(array, axis, FIXED_POSITION)
     arrays = call.relations.reduce(call.labels("self").arrays, axes)
     if not call["keepdim"]:
         arrays = tuple(a.reshape([n for i, n in enumerate(a.shape) if i not in axes]) for a in arrays)
@@ -403,11 +460,40 @@ def spatial(call: Call) -> Labels | tuple[Labels, ...]:
 
 
 @rule(
-    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "sym_size", "sym_numel", "arange", "linspace"
+    *("zeros", "ones", "full", "empty", "rand", "randn"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
 )
 def fresh(call: Call) -> Labels:
-    """A tensor of its own: only the type and device of `self` are read."""
+    """A tensor without a pattern: along a dimension that a size of the model decides, it is as long as that asks."""
+    arrays: list[Ints] = []
+    for axis, expression in enumerate(call.expressions(call["size"])):
+        if isinstance(expression, int | None) or call.output.shape[axis] == 1:
+            continue
+        labels = call.relations.new_labels(int(call.output.shape[axis]))
+        call.relations.require(expression, RawExtent(labels[None], "count"))
+        arrays.append(_upright(labels, call.output.ndim, axis))
+    return Labels(tuple(arrays))
+
+
+@rule("sym_size", "sym_numel", "arange", "linspace", "eye")
+def positions(call: Call) -> Labels:
+    """Numbers in order: each position along them has a meaning."""
     return Labels()
+
+
+@rule("glu")
+def glu(call: Call) -> Labels:
+    """The first half of a dimension, gated by the second half: both keep the same indices."""
+    x, rank = call["self"], call["self"].ndim
+    axis = call["dim"] % rank
+    for array in (a for a in call.labels("self").arrays if a.shape[axis] > 1):
+        call.relations.add_fibres(slices(array, [i for i in range(rank) if i != axis]).reshape(-1, x.shape[axis] // 2))
+    halves = []
+    for half in (slice(None, x.shape[axis] // 2), slice(x.shape[axis] // 2, None)):
+        index = (*[slice(None)] * axis, half)
+        arrays = tuple(a[index] if a.shape[axis] > 1 else a for a in call.labels("self").arrays)
+        halves.append(Operand(arrays, tuple(call.output.shape)))
+    return Labels(call.relations.join(halves))
 
 
 @rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
@@ -421,6 +507,6 @@ def ordering(call: Call) -> tuple[Labels, ...] | Labels:
     labels = call.labels("self")
     for array in labels.arrays:
         if array.shape[axis] > 1:
-            hold_positions(call.relations, array, axis, "sorted")
+            call.relations.hold(array, axis, "sorted")
     passing = Labels(tuple(a for a in labels.arrays if a.shape[axis] == 1))
     return passing if not isinstance(call.output, (tuple, list)) else (passing,) * len(call.output)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.labels import CONSTANT, Ints, Labels, Shape, align_blocks, align_right, regroup, slices, varying
-from secateur.graph.relations import Operand, Relations
-from secateur.graph.rules import Call, hold_positions, labels_of, rule
-from secateur.graph.sizes import Expression, Product, Quotient, RawExtent
+from secateur.graph.relations import FIXED_SIZE, Operand, Relations
+from secateur.graph.rules import Call, labels_of, rule
+from secateur.graph.sizes import Expression, Product, Quotient, RawExtent, Sum
 
-FIXED_SIZE = "its size comes from a constant or an expression that cannot be followed"
 FIXED_POSITION = "a fixed position along it is read"
 MOST_FUSED = 1 << 20
 """Two labelled dimensions that a view merges are followed up to this many indices, and frozen above."""
@@ -104,14 +103,6 @@ def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
     return call.expressions(given)
 
 
-def _fix(relations: Relations, array: Ints, axis: int, extent: RawExtent) -> None:
-    """The size along `axis` cannot change."""
-    if extent.kind == "rows":
-        relations.pin(extent.labels, FIXED_SIZE)
-    else:
-        relations.freeze(array, FIXED_SIZE, channel_only=extent.kind == "width")
-
-
 def _constrain_block(
     relations: Relations,
     source: tuple[Ints, Shape, range],
@@ -127,13 +118,12 @@ def _constrain_block(
     if len(split) > 1:
         relations.add_fibres(slices(after, [i for i in range(after.ndim) if i != split[-1]]))
     for axis in split:
-        extent = relations.extent(after, axis)
-        if not relations.bind(specs[axis], extent) and not _bind_quotient(relations, after, axis, specs):
-            _fix(relations, after, axis, extent)
+        if not _require_quotient(relations, after, axis, specs):
+            relations.require(specs[axis], relations.extent(after, axis))
 
 
-def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Expression | None]) -> bool:
-    """A size n // h beside one of h is right exactly when h x width goes on to equal n: notes that, if it is so."""
+def _require_quotient(relations: Relations, array: Ints, axis: int, specs: list[Expression | None]) -> bool:
+    """A size n // h beside one of h is right exactly when h x width goes on to equal n: requires that, if it is so."""
     spec = specs[axis]
     if not isinstance(spec, Quotient):
         return False
@@ -145,7 +135,9 @@ def _bind_quotient(relations: Relations, array: Ints, axis: int, specs: list[Exp
         if other != axis and beside == spec.right:
             flat = slices(array, [i for i in range(array.ndim) if i not in (axis, other)])
             relations.quotients.append((spec, relations.extent(array, axis)))
-            return all(relations.bind(spec.left, RawExtent(row[None], "count", copies)) for row in flat)
+            for row in flat:
+                relations.require(spec.left, RawExtent(row[None], "count", copies))
+            return True
     return False
 
 
@@ -175,18 +167,68 @@ def select(call: Call) -> Labels:
 
 @rule("slice", "narrow")
 def slice_(call: Call) -> Labels:
-    """A part of a dimension: what is left out shifts nothing only if positions stay."""
+    """A part of a dimension, from a size to a size; with a step, one of several that take turns."""
     axis = call.axis()
+    labels = call.labels("self")
     size = call.shape("self")[axis]
     if tuple(call.output.shape) == call.shape("self") and (call["step"] or 1) == 1:
-        return call.labels("self").map(lambda a: a)
+        return labels.map(lambda a: a)
     if call.name == "narrow":
-        taken = slice(call["start"], call["start"] + call["length"])
+        bounds = [call["start"], call["start"] + call["length"]]
+        given = [call.expression(call["start"]), _plus(call.expression(call["start"]), call.expression(call["length"]))]
     else:
-        taken = slice(*slice(call["start"], call["end"], call["step"]).indices(size))
-    index = [slice(None)] * call["self"].ndim
-    index[axis] = taken
-    return _pick(call, axis).map(lambda a: a[tuple(index)] if a.shape[axis] > 1 else a)
+        bounds = [call["start"] or 0, size if call["end"] is None else call["end"]]
+        given = [call.expression(n) for n in bounds]
+    step = int(call["step"] or 1)
+    taken = slice(*slice(*bounds, step).indices(size))
+    for array in labels.arrays:
+        if array.shape[axis] == 1:
+            continue
+        if step > 1:
+            _take_turns(call, array, axis, step)
+        for bound, expression in zip(bounds, given, strict=True):
+            inside = slice(bound, None) if bound < 0 else slice(None, bound)
+            if 0 < abs(bound) < size:
+                _require_part(call, array, axis, inside, _negated(expression) if bound < 0 else expression)
+    index = (*[slice(None)] * axis, taken)
+    return labels.map(lambda a: a[index] if a.shape[axis] > 1 else a)
+
+
+def _plus(left: Expression | None, right: Expression | None) -> Expression | None:
+    return None if left is None or right is None else Sum(left, right, 1)
+
+
+def _negated(expression: Expression | None) -> Expression | None:
+    """Returns minus an expression: slices count some bounds from the end."""
+    if isinstance(expression, int):
+        return -expression
+    negative = isinstance(expression, Product) and expression.left == -1
+    return expression.right if negative else expression
+
+
+def _require_part(
+    call: Call, array: Ints, axis: int, inside: slice, expression: Expression | None, reason: str = FIXED_POSITION
+) -> None:
+    """The code takes a part of a dimension to have the size `expression`: so many must survive in it."""
+    part = array[(*[slice(None)] * axis, inside)]
+    relations = call.relations
+    if varying(array) == {axis}:
+        relations.require(expression, RawExtent(part.reshape(1, -1), "count"), reason)
+    elif relations.is_width_axis(array, axis):
+        rows = slices(part, [i for i in range(part.ndim) if i != axis])
+        relations.add_fibres(rows)
+        relations.require(expression, RawExtent(rows, "width"), reason)
+    else:
+        relations.hold(array, axis, FIXED_POSITION)
+
+
+def _take_turns(call: Call, array: Ints, axis: int, step: int) -> None:
+    """Each index keeps its turn if the `step` indices of one round go together."""
+    size = array.shape[axis]
+    if size % step:
+        call.relations.hold(array, axis, FIXED_POSITION)
+    else:
+        call.relations.bundle(np.moveaxis(array, axis, -1).reshape(-1, step))
 
 
 def _take(array: Ints, index: int, axis: int) -> Ints:
@@ -199,7 +241,7 @@ def _pick(call: Call, axis: int) -> Labels:
     labels = call.labels("self")
     for array in labels.arrays:
         if array.shape[axis] > 1:
-            hold_positions(call.relations, array, axis, FIXED_POSITION)
+            call.relations.hold(array, axis, FIXED_POSITION)
     return labels
 
 
@@ -230,26 +272,19 @@ def split(call: Call) -> tuple[Labels, ...]:
 
 def _constrain_split(call: Call, array: Ints, axis: int, sizes: list[int]) -> None:
     relations = call.relations
-    if varying(array) != {axis} and not relations.is_width_axis(array, axis):
-        hold_positions(relations, array, axis, FIXED_POSITION)
-        return
-    outer = [i for i in range(array.ndim) if i != axis]
-    if len(set(sizes)) == 1 and sizes[0] > 1:
-        rows = slices(array, outer).reshape(-1, sizes[0])
+    along = varying(array) == {axis} or relations.is_width_axis(array, axis)
+    given = call["split_sizes"] if call["split_sizes"] is not None else call["split_size"]
+    if along and len(set(sizes)) == 1 and sizes[0] > 1:
+        rows = slices(array, [i for i in range(array.ndim) if i != axis]).reshape(-1, sizes[0])
         relations.add_fibres(rows)
-        given = call["split_size"] if call.name in ("split", "unsafe_split") else None
-        values = [given] if isinstance(given, int) else list(given or call["split_sizes"] or ())
-        if not values or all(relations.bind(e, RawExtent(rows, "width")) for e in call.expressions(values)):
-            return
-    elif call.name in ("split", "split_with_sizes") and varying(array) == {axis}:
-        values = call["split_sizes"] if call["split_sizes"] is not None else call["split_size"]
-        if not isinstance(values, int):
-            pieces = np.split(array.ravel(), np.cumsum(sizes)[:-1])
-            for expression, piece in zip(call.expressions(values), pieces, strict=True):
-                if not relations.bind(expression, RawExtent(piece[None], "count")):
-                    relations.freeze(piece, FIXED_SIZE)
-            return
-    relations.freeze(array, FIXED_SIZE, channel_only=varying(array) != {axis})
+        for expression in call.expressions([given] if isinstance(given, int) else given or ()):
+            relations.require(expression, RawExtent(rows, "width"))
+    elif along and isinstance(given, (tuple, list)):
+        edges = np.cumsum([0, *sizes]).tolist()
+        for expression, start, stop in zip(call.expressions(given), edges[:-1], edges[1:], strict=True):
+            _require_part(call, array, axis, slice(start, stop), expression, FIXED_SIZE)
+    else:
+        relations.hold(array, axis, FIXED_SIZE)
 
 
 @rule("cat", "concat", "concatenate")
@@ -272,11 +307,18 @@ def cat(call: Call) -> Labels:
     arrays = call.relations.join(rest)
     if any(a.size > a.shape[axis] or (a != CONSTANT).any() for a in along):
         arrays = (*arrays, _concatenate(along, axis))
-    scales = [lab.scale for lab in all_labels]
-    scale = None
-    if all(s is not None and len(s) == 1 and s[0].shape[axis] > 1 for s in scales):
-        scale = (_concatenate([s[0] for s in scales if s is not None], axis),)
-    return Labels(arrays, scale, all(lab.is_parameter for lab in all_labels))
+    return Labels(arrays, _scale_of_parts(all_labels, axis), all(lab.is_parameter for lab in all_labels))
+
+
+def _scale_of_parts(parts: list[Labels], axis: int) -> tuple[Ints, ...] | None:
+    """Returns what scales a concatenation (see `Labels.scale`): every part must scale with something."""
+    scales = [lab.scale for lab in parts if lab.scale is not None]
+    if len(scales) < len(parts):
+        return None
+    if all(len(s) == 1 and s[0].shape[axis] > 1 for s in scales):
+        return (_concatenate([s[0] for s in scales], axis),)
+    different: dict[int, Ints] = {id(a): a for s in scales for a in s}
+    return tuple(different.values()) if all(a.shape[axis] == 1 for a in different.values()) else None
 
 
 def _concatenate(arrays: list[Ints], axis: int) -> Ints:
@@ -309,6 +351,8 @@ def stack(call: Call) -> Labels:
             call.relations.add_fibres(
                 np.concatenate([slices(p, [i for i in range(p.ndim) if i != width]) for p in parts])
             )
+        if array.shape[axis] > 1 and varying(array) != {axis}:
+            call.relations.pin(slices(array, [axis]), FIXED_SIZE)
         stacked.append(array)
     return Labels(tuple(stacked))
 
@@ -346,7 +390,7 @@ def reorder(call: Call) -> Labels:
     for axis in call["dims"] or range(call["self"].ndim):
         for array in labels.arrays:
             if array.shape[axis] > 1:
-                hold_positions(call.relations, array, axis % array.ndim, FIXED_POSITION)
+                call.relations.hold(array, axis % array.ndim, FIXED_POSITION)
     return labels.map(lambda a: a)
 
 
@@ -398,6 +442,41 @@ def shuffle(call: Call) -> Labels:
     return Labels(tuple(move(a) for a in labels.arrays if varying(a) == {axis}), None, labels.is_parameter)
 
 
+@rule("unfold")
+def windows(call: Call) -> Labels:
+    """Sliding windows along one dimension: the positions in a window become a new, last dimension."""
+    axis = call.axis("dimension")
+    for array in call.labels("self").arrays:
+        if array.shape[axis] > 1:
+            call.relations.hold(array, axis, FIXED_POSITION)
+    passing = tuple(a[..., None] for a in call.labels("self").arrays if a.shape[axis] == 1)
+    return Labels(passing, None, call.labels("self").is_parameter)
+
+
+@rule("im2col", "col2im")
+def patches(call: Call) -> Labels:
+    """[B, C, H, W] to [B, C x kernel, L] and back: each channel stands once for each position of the kernel."""
+    kernel = int(np.prod([int(n) for n in call["kernel_size"]]))
+    spatial = 2 if call.name == "im2col" else 1
+    labels = call.labels("self")
+    axis = labels.arrays[0].ndim - 1 - spatial if labels.arrays else 0
+    kept: list[Ints] = []
+    for array in labels.arrays:
+        if any(array.shape[i] > 1 for i in range(axis + 1, array.ndim)):
+            call.relations.freeze(array, FIXED_POSITION)
+            continue
+        if call.name == "im2col":
+            moved = np.repeat(array, kernel, axis) if array.shape[axis] > 1 else array
+        elif array.shape[axis] > 1:
+            rows = np.moveaxis(array, axis, -1).reshape(-1, kernel)
+            call.relations.bundle(rows)
+            moved = array.take(range(0, array.shape[axis], kernel), axis)
+        else:
+            moved = array
+        kept.append(moved.reshape(*moved.shape[: axis + 1], *[1] * (call.output.ndim - axis - 1)))
+    return Labels(tuple(kept))
+
+
 @rule("index", "index_select", "embedding")
 def index(call: Call) -> Labels:
     """Reading by a tensor of positions: the positions have a meaning, what lies along other dimensions passes."""
@@ -413,7 +492,7 @@ def index(call: Call) -> Labels:
     for axis in where:
         for array in labels.arrays:
             if array.shape[axis] > 1:
-                hold_positions(call.relations, array, axis, "read by a table of positions")
+                call.relations.hold(array, axis, "read by a table of positions")
     added = call.output.ndim - (source.ndim - len(where))
     contiguous = max(where) - min(where) + 1 == len(where)
     at = min(where) if contiguous else 0

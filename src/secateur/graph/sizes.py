@@ -20,10 +20,11 @@ from secateur.graph.labels import Ints, leaves
 
 @dataclass(frozen=True)
 class FromAttribute:
-    """The integer attribute found by following `path` from the module at path `module`."""
+    """The integer attribute, of this `value`, found by following `path` from the module at path `module`."""
 
     module: str
     path: tuple[str | int, ...]
+    value: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +66,27 @@ class Quotient:
 
 
 @dataclass(frozen=True)
-class Other:
-    """Any expression that is not followed further."""
+class Sum:
+    """left + sign x right."""
+
+    left: Expression
+    right: Expression
+    sign: Literal[1, -1]
 
 
-Expression = FromAttribute | RawExtent | Product | Quotient | Other | int
+Expression = FromAttribute | RawExtent | Product | Quotient | Sum | int
+Leaf = FromAttribute | RawExtent
+
+
+def leaves_of(expression: Expression) -> Iterator[Leaf]:
+    """Yields the attributes and extents that an expression is computed from."""
+    pending = [expression]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, FromAttribute | RawExtent):
+            yield current
+        elif not isinstance(current, int):
+            pending += [current.right, current.left]
 
 
 class Observer(Protocol):
@@ -97,35 +114,50 @@ class Size(int):
     def _with(self, value: int, expression: Expression) -> Size:
         return Size(value, expression, self.observer)
 
+    def _plain(self) -> int:
+        """Returns the number for arithmetic that is not followed: the size must then keep its value."""
+        self.observer.number(self.expression)
+        return int(self)
+
     def __mul__(self, other: Any) -> Any:
         if type(other) not in (int, Size):
-            return int(self) * other
+            return self._plain() * other
         return self._with(int(self) * int(other), product(self.expression, expression_of(other)))
 
     def __rmul__(self, other: Any) -> Any:
         if type(other) is not int:
-            return other * int(self)
+            return other * self._plain()
         return self._with(other * int(self), product(other, self.expression))
 
     def __floordiv__(self, other: Any) -> Any:
         if type(other) not in (int, Size):
-            return int(self) // other
+            return self._plain() // other
         return self._with(int(self) // int(other), Quotient(self.expression, expression_of(other)))
 
     def __rfloordiv__(self, other: Any) -> Any:
         if type(other) is not int:
-            return other // int(self)
+            return other // self._plain()
         return self._with(other // int(self), Quotient(other, self.expression))
 
     def __add__(self, other: Any) -> Any:
-        result = int(self) + other
-        return self._with(result, Other()) if type(result) is int else result
+        if type(other) not in (int, Size):
+            return self._plain() + other
+        return self._with(int(self) + int(other), Sum(self.expression, expression_of(other), 1))
 
-    __radd__ = __add__
+    def __radd__(self, other: Any) -> Any:
+        if type(other) is not int:
+            return other + self._plain()
+        return self._with(other + int(self), Sum(other, self.expression, 1))
 
     def __sub__(self, other: Any) -> Any:
-        result = int(self) - other
-        return self._with(result, Other()) if type(result) is int else result
+        if type(other) not in (int, Size):
+            return self._plain() - other
+        return self._with(int(self) - int(other), Sum(self.expression, expression_of(other), -1))
+
+    def __rsub__(self, other: Any) -> Any:
+        if type(other) is not int:
+            return other - self._plain()
+        return self._with(other - int(self), Sum(other, self.expression, -1))
 
     def __eq__(self, other: object) -> bool:
         equal = int(self) == (int(other) if isinstance(other, Size) else other)
@@ -142,20 +174,16 @@ class Size(int):
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
         if modulo is None and isinstance(other, float):
             return Power(int(self) ** other, self, other)
-        self.observer.number(self.expression)
-        return pow(int(self), other, modulo)
+        return pow(self._plain(), other, modulo)
 
     def __truediv__(self, other: Any) -> Any:
-        self.observer.number(self.expression)
-        return int(self) / other
+        return self._plain() / other
 
     def __rtruediv__(self, other: Any) -> Any:
-        self.observer.number(self.expression)
-        return other / int(self)
+        return other / self._plain()
 
     def __float__(self) -> float:
-        self.observer.number(self.expression)
-        return float(int(self))
+        return float(self._plain())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Size:
         return self
@@ -249,9 +277,9 @@ def install(model: nn.Module, observer: Observer) -> None:
                 continue
             path = (*holder, key)
             if type(value) is int:
-                attributes[key] = Size(value, FromAttribute(name, path), observer)
+                attributes[key] = Size(value, FromAttribute(name, path, value), observer)
             elif type(value) in (tuple, list, torch.Size) and value and all(type(v) is int for v in value):
-                sizes = [Size(v, FromAttribute(name, (*path, i)), observer) for i, v in enumerate(value)]
+                sizes = [Size(v, FromAttribute(name, (*path, i), v), observer) for i, v in enumerate(value)]
                 attributes[key] = type(value)(sizes)
 
 

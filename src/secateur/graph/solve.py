@@ -11,7 +11,10 @@ from scipy.sparse.csgraph import connected_components
 from secateur.graph.labels import CONSTANT, Ints
 from secateur.graph.network import STAYS, Indices
 from secateur.graph.relations import Freeze, Relations
+from secateur.graph.requirements import settle
 from secateur.graph.sizes import RawExtent
+
+LINKED = "keeps the size of something that stays: "
 
 
 @dataclass(eq=False)
@@ -51,6 +54,7 @@ def solve(relations: Relations, active: Ints) -> Solution:
     n = relations.num_labels
     same, constants = _without_constants(relations)
     atoms = _components(n, same)
+    settle(relations, atoms)
     together = [*same, *relations.together]
     channel, owner = _heads(n, atoms, together, relations.owners)
     reason: dict[int, tuple[str, str]] = {}
@@ -127,25 +131,22 @@ def _freeze(frozen: np.ndarray, reason: dict[int, tuple[str, str]], hit: Ints, w
     frozen[hit] = True
 
 
-def _node(labels: Ints, channel: Ints, owner: Ints) -> tuple[bytes, Ints]:
-    """Returns a row of labels as a sorted array of (component, head) pairs, and a key for it."""
-    pairs = np.stack([channel[labels], owner[labels]], axis=1)
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    return pairs.tobytes(), pairs
-
-
 def _links(relations: Relations, channel: Ints, owner: Ints) -> list[list[Ints]]:
     """Returns the sets of nodes (arrays of (component, head) pairs) that must keep equally many members."""
     keys: dict[bytes, int] = {}
     nodes: list[Ints] = []
     unions: list[tuple[int, int]] = []
 
-    def add(labels: Ints) -> int:
-        key, pairs = _node(labels, channel, owner)
+    def add_pairs(pairs: Ints) -> int:
+        key = pairs.tobytes()
         if key not in keys:
             keys[key] = len(nodes)
             nodes.append(pairs)
         return keys[key]
+
+    def add(labels: Ints) -> int:
+        pairs = np.stack([channel[labels], owner[labels]], axis=1)
+        return add_pairs(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])
 
     def unite(numbers: list[int]) -> None:
         unions.extend((numbers[0], other) for other in numbers[1:])
@@ -156,16 +157,12 @@ def _links(relations: Relations, channel: Ints, owner: Ints) -> list[list[Ints]]
         if extent.kind == "count":
             flat = extent.labels.ravel()
             return [add(flat[: flat.size // extent.divisor])]
-        heads = owner[extent.labels[:, 0]]
-        whole = (owner[extent.labels] == heads[:, None]).all() and (heads >= 0).all()
-        if not whole:
-            return []
-        pairs = np.stack([np.unique(heads), np.full(np.unique(heads).size, -1)], axis=1)
-        key = pairs.tobytes()
-        if key not in keys:
-            keys[key] = len(nodes)
-            nodes.append(pairs)
-        return [keys[key]]
+        # rows may hold heads of several sorts, side by side: equally many of each sort survive
+        return [
+            add_pairs(np.stack([np.unique(heads), np.full(np.unique(heads).size, -1)], axis=1))
+            for heads in np.unique(owner[extent.labels], axis=1).T
+            if (heads >= 0).all()
+        ]
 
     for rows in relations.fibres:
         unite([add(row) for row in rows])
@@ -195,8 +192,10 @@ def _settle(
     while changed:
         changed = False
         for nodes in links:
-            if not any(_is_rigid(node, frozen) for node in nodes):
+            rigid = [node for node in nodes if _is_rigid(node, frozen)]
+            if not rigid:
                 continue
+            cause = next(reason[c] for c in rigid[0][:, 0].tolist() if c in reason)
             for node in nodes:
                 channels = node[:, 0]
                 heads = np.unique(node[:, 1])
@@ -204,7 +203,11 @@ def _settle(
                 hit = channels if heads.size == 1 else np.concatenate([channels, heads[heads >= 0]])
                 if not frozen[hit].all():
                     changed = True
-                    _freeze(frozen, reason, hit, "keeps the size of something that cannot change", "")
+                    _freeze(frozen, reason, hit, _linked(cause[0]), cause[1])
+
+
+def _linked(why: str) -> str:
+    return why if why.startswith(LINKED) else f"{LINKED}{why}"
 
 
 def _is_rigid(node: Ints, frozen: np.ndarray) -> bool:

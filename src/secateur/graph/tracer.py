@@ -288,6 +288,8 @@ _POINTWISE = {
     "lerp",
     "hardtanh",
     "gelu",
+    "hardswish",
+    "hardsigmoid",
     "prelu",
     "rrelu",
     "glu_jvp",
@@ -387,7 +389,6 @@ def run(model: nn.Module, inputs: Any) -> Trace:
         ) from error
     finally:
         trace.close()
-    trace.relations.keep_numbers()
     return trace
 
 
