@@ -88,6 +88,10 @@ def _number(solution: Solution, trace: Trace) -> Ints:
 
 
 def _extent(raw: RawExtent, solution: Solution, number: Ints) -> Extent:
+    if raw.kind == "rows":  # of heads of several sorts side by side, linked to stay equally many, one sort is counted
+        owners = solution.owner[raw.labels]
+        alike = (owners == owners[:, :1]).all(axis=0)
+        return Extent(solution.places(raw.labels[:, alike], number), raw.kind, raw.divisor)
     return Extent(solution.places(raw.labels, number), raw.kind, raw.divisor)
 
 
@@ -279,7 +283,7 @@ def _groups(
             # a value dimension is also read by the projection behind it; query and key dimensions meet only each other
             read = any(axes[i].role == "in" for i, _ in members[k])
             label = "head_dims.v" if read else "head_dims.qk"
-        name = _name(label, [axes[i] for i, _ in members[k]])
+        name = _name(label, [axes[i] for i, _ in members[k]], model)
         signature = (label, tuple(sorted(Counter(_part(axes[i], n, types) for i, n in members[k]).items())))
         minimum = 2 if marks.paired[channels].any() else 1
         groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k]), minimum))
@@ -293,7 +297,10 @@ def _with_families(groups: list[tuple]) -> tuple[Group, ...]:
         if signature not in known:
             known.append(signature)
     result = []
+    taken: Counter[str] = Counter()
     for name, kind, label, signature, channels, members, minimum in groups:
+        taken[name] += 1
+        name = name if taken[name] == 1 else f"{name}#{taken[name]}"
         several = len(signatures[label]) > 1
         family = f"{label}.{signatures[label].index(signature) + 1}" if several else label
         result.append(Group(name, kind, family, channels, members, minimum))
@@ -313,14 +320,15 @@ def _kind(
     return "embedding" if summed[channel] else "mlp"
 
 
-def _name(label: str, axes: Sequence[Axis]) -> str:
+def _name(label: str, axes: Sequence[Axis], model: nn.Module) -> str:
     """Returns the path of the first module that makes the channels, or of the block around heads and their width."""
     maker = next((a for a in axes if a.role == "out"), axes[0])
-    module = maker.tensor.rsplit(".", 1)[0]
+    module = maker.tensor.rsplit(".", 1)[0] if "." in maker.tensor else ""
     if label.startswith("head"):
-        parent = module.rsplit(".", 1)[0] if "." in module else module
-        return f"{parent}:{label.removeprefix('head_')}"
-    return module
+        alone = not any(True for _ in model.get_submodule(module).children())
+        parent = module.rpartition(".")[0] if alone and "." in module else module
+        return f"{parent or maker.tensor}:{label.removeprefix('head_')}"
+    return module or maker.tensor
 
 
 def _part(axis: Axis, count: int, types: dict[str, str]) -> tuple[str, str, int, int]:

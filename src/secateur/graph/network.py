@@ -272,7 +272,7 @@ class Network:
             mine = np.isin(axis.channels, group.channels) | np.isin(axis.owners, group.channels)
             if mine.any():
                 lines.append(f"  {int(mine.sum())} indices in {group}; one of its {group.size} channels takes")
-                lines += self._listed("    {n} of {names}", group.members)
+                lines += [f"    {place}" for place in self.goes_with(group)]
         lines += [f"  keep equal widths: {link_text(self, link)}" for link in self.links if any(map(meets, link.nodes))]
         lines += [
             f"  {f.count} indices stay: {f.reason}{f'; {f.where}' if f.where else ''}"
@@ -286,6 +286,10 @@ class Network:
         fixed = [(i, e.size) for fix in self.scale_fixes if meets(fix.extent.places) for i, e in fix.entries]
         lines += self._listed("  rescales {n} indices of {names} so that attention keeps its temperature", fixed)
         return "\n".join(lines)
+
+    def goes_with(self, group: Group) -> list[str]:
+        """Returns where one channel of a group lies, axes of alike names together: `1 of blocks.0-3.norm.weight …`."""
+        return self._listed("{n} of {names}", group.members)
 
     def _listed(self, line: str, members: Iterable[tuple[int, int]]) -> list[str]:
         """Returns `line` filled in for members given as (axis number, count), alike ones together."""

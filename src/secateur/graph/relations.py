@@ -173,7 +173,7 @@ class Relations:
                 kept.append(array)
             elif hit != varying(array):
                 kept.append(self.coarsen(array, hit))
-        return tuple(kept)
+        return self._relate(kept)
 
     def join(self, operands: Sequence[Operand]) -> tuple[Ints, ...]:
         """Returns the components over the common index space of `operands` that meet element by element (broadcast).
@@ -190,10 +190,14 @@ class Relations:
                     self.hold(array, axis, "meets a dimension of fixed size: an input, positions, or a constant")
                     if varying(array) == {axis}:
                         constant.add(id(array))
+        return self._relate(a for o in operands for a in o.arrays if id(a) not in constant)
+
+    def _relate(self, arrays: Iterable[Ints]) -> tuple[Ints, ...]:
+        """Relates the components of one index space where they share dimensions; the finer one stands for both."""
         result: list[Ints] = []
-        for array in (a for o in operands for a in o.arrays):
+        for array in arrays:
             axes = varying(array)
-            absorbed = not axes or id(array) in constant
+            absorbed = not axes
             for other in [r for r in result if varying(r) & axes]:
                 theirs = varying(other)
                 if theirs == axes:

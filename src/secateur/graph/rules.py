@@ -75,7 +75,7 @@ class Call:
         wanted, given = list(values), self.integers
         for start in range(len(given) - len(wanted) + 1):
             if list(map(int, given[start : start + len(wanted)])) == wanted:
-                return [expression_of(v) for v in given[start : start + len(wanted)]]
+                return [expression_of(v, self.relations) for v in given[start : start + len(wanted)]]
         return None
 
 

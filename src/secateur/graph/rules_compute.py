@@ -92,7 +92,7 @@ def linear(call: Call) -> Labels:
     return Labels(arrays, _weight_scale(call, 0, rank, rank - 1))
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm")
 def matmul(call: Call) -> Labels:
     """a [..., M, K] @ b [..., K, N] (+ self); index space [..., M, K, N]."""
     names = {
@@ -101,9 +101,7 @@ def matmul(call: Call) -> Labels:
         "mm": ("self", "mat2"),
         "bmm": ("self", "mat2"),
     }
-    left, right = names.get(
-        call.name, ("self", next(n for n in ("other", "vec", "tensor", "mat2") if call[n] is not None))
-    )
+    left, right = names.get(call.name) or ("self", next(n for n in ("other", "vec", "tensor") if call[n] is not None))
     a, b = call[left], call[right]
     rank = max(a.ndim, b.ndim, 2) + 1
     a_operand = operand_of(a, rank - 1)
@@ -145,6 +143,8 @@ def einsum(call: Call) -> Labels | None:
         shape = tuple(tensor.shape[i] if i >= 0 else 1 for i in place)
         operands.append(Operand(tuple(lay_out(a) for a in labels_of(tensor).arrays), shape))
     gone = [i for i, k in enumerate(letters) if k not in result]
+    for array in (a for o in operands for a in o.arrays if varying(a) & set(gone)):
+        call.relations.keep_two(array)  # torch multiplies element by element where a single index is contracted
     arrays = _contract(call, operands, tuple(sizes[k] for k in letters), gone)
     kept = [letters.index(k) for k in result]
     return Labels(tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays))
@@ -371,13 +371,14 @@ def layer_norm(call: Call) -> Labels:
             if array.shape[axis] > 1:
                 call.relations.require(spec, call.relations.extent(array, axis))
     arrays = _affine(call, call.labels("input").arrays, tuple(x.shape), axes)
-    return Labels(arrays, _affine_scale(call, x.ndim, axes))
+    return Labels(arrays, _affine_scale(call, x.ndim, axes), call.labels("input").is_parameter)
 
 
 @rule("batch_norm", "native_batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 def batch_norm(call: Call) -> Labels:
     x = call["input"]
-    return Labels(_affine(call, call.labels("input").arrays, tuple(x.shape), [1]), _affine_scale(call, x.ndim, [1]))
+    arrays = _affine(call, call.labels("input").arrays, tuple(x.shape), [1])
+    return Labels(arrays, _affine_scale(call, x.ndim, [1]), call.labels("input").is_parameter)
 
 
 @rule("group_norm", "native_group_norm")
@@ -393,7 +394,8 @@ def group_norm(call: Call) -> Labels:
             call.relations.require(call.expressions([groups])[0], RawExtent(array.reshape(1, -1), "count"))
         else:
             call.relations.add_fibres(array.reshape(groups, -1))
-    return Labels(_affine(call, call.labels("input").arrays, tuple(x.shape), [1]), _affine_scale(call, x.ndim, [1]))
+    arrays = _affine(call, call.labels("input").arrays, tuple(x.shape), [1])
+    return Labels(arrays, _affine_scale(call, x.ndim, [1]), call.labels("input").is_parameter)
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "logcumsumexp", "softmin")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from secateur.graph.labels import CONSTANT, Ints, Labels, Shape, align_blocks, align_right, regroup, slices, varying
@@ -48,7 +51,25 @@ def unsqueeze(call: Call) -> Labels:
 @rule("expand", "broadcast_to")
 def expand(call: Call) -> Labels:
     rank = call.output.ndim
-    return call.labels("self").map(lambda a: align_right(a, rank))
+    labels = call.labels("self").map(lambda a: align_right(a, rank))
+    shape = (1,) * (rank - call["self"].ndim) + call.shape("self")
+    return replace(labels, arrays=(*labels.arrays, *_copies(call, call["size"], shape)))
+
+
+def _copies(call: Call, sizes: Sequence[int], before: Shape) -> list[Ints]:
+    """Returns a component for each dimension along which one index is copied as often as a size of the model says.
+
+    Copies are all alike, so they may follow whatever they meet.
+    """
+    arrays: list[Ints] = []
+    for axis, expression in enumerate(call.expressions(list(sizes))):
+        n = int(call.output.shape[axis])
+        if before[axis] > 1 or n == 1 or isinstance(expression, int):
+            continue
+        labels = call.relations.new_labels(n)
+        call.relations.require(expression, RawExtent(labels[None], "count"))
+        arrays.append(labels.reshape([-1 if i == axis else 1 for i in range(len(before))]))
+    return arrays
 
 
 @rule("squeeze", "view", "reshape", "_unsafe_view", "_reshape_alias", "unflatten", "flatten", "view_as", "reshape_as")
@@ -78,7 +99,7 @@ def _fuse_merged(relations: Relations, labels: Labels, blocks: list[tuple[range,
             continue
         outer, inner = sorted(together, key=lambda a: min(varying(a)))[:2]
         arrays = [a for a in arrays if a is not outer and a is not inner]
-        if len(together) > 2 or outer.size * inner.size > MOST_FUSED:
+        if len(together) > 2 or varying(outer) & varying(inner) or outer.size * inner.size > MOST_FUSED:
             for array in together:
                 relations.freeze(array, "several labelled dimensions are merged")
         else:
@@ -368,7 +389,9 @@ def repeat(call: Call) -> Labels:
         a = align_right(a, rank)
         return np.tile(a, [n if a.shape[i] > 1 else 1 for i, n in enumerate(times)])
 
-    return call.labels("self").map(tile)
+    labels = call.labels("self").map(tile)
+    shape = (1,) * (rank - call["self"].ndim) + call.shape("self")
+    return replace(labels, arrays=(*labels.arrays, *_copies(call, times, shape)))
 
 
 @rule("repeat_interleave")

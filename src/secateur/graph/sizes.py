@@ -171,6 +171,27 @@ class Size(int):
     def __hash__(self) -> int:
         return int.__hash__(self)
 
+    def __lt__(self, other: Any) -> bool:
+        return self._plain() < other
+
+    def __le__(self, other: Any) -> bool:
+        return self._plain() <= other
+
+    def __gt__(self, other: Any) -> bool:
+        return self._plain() > other
+
+    def __ge__(self, other: Any) -> bool:
+        return self._plain() >= other
+
+    def __mod__(self, other: Any) -> Any:
+        return self._plain() % other
+
+    def __rmod__(self, other: Any) -> Any:
+        return other % self._plain()
+
+    def __divmod__(self, other: Any) -> Any:
+        return divmod(self._plain(), other)
+
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
         if modulo is None and isinstance(other, float):
             return Power(int(self) ** other, self, other)
@@ -249,9 +270,13 @@ def product(left: Expression, right: Expression) -> Expression:
     return right if left == 1 else Product(left, right)
 
 
-def expression_of(value: int) -> Expression:
-    """Returns the expression of a `Size`, or the plain integer itself."""
-    return value.expression if isinstance(value, Size) else int(value)
+def expression_of(value: int, observer: Observer | None = None) -> Expression:
+    """Returns the expression of a `Size`, or the plain integer itself.
+
+    With an `observer`, a size that another one watches (a library kept it from an earlier trace) is a plain integer.
+    """
+    known = isinstance(value, Size) and (observer is None or value.observer is observer)
+    return value.expression if known else int(value)
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:

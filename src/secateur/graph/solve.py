@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,10 @@ def solve(relations: Relations, active: Ints) -> Solution:
         owners = owner[rows]
         alone = (owners == owners[:, :1]).all(axis=1) & (owners[:, 0] >= 0)
         _freeze(frozen, reason, owners[alone, 0], why, where)
+    for extent in _row_extents(relations):
+        owners = owner[extent.labels]
+        if (owners < 0).any():
+            _freeze(frozen, reason, owners[owners >= 0], "its heads lie beside something that cannot go", "")
     idle = np.ones_like(frozen)
     idle[channel[active]] = False
     idle[owner[active][owner[active] >= 0]] = False
@@ -77,6 +82,11 @@ def solve(relations: Relations, active: Ints) -> Solution:
     links = _links(relations, channel, owner)
     _settle(frozen, reason, links, channel, owner)
     return Solution(channel, owner, reason, links)
+
+
+def _row_extents(relations: Relations) -> Iterator[RawExtent]:
+    extents = [*(e for _, e in relations.attributes), *(e for pair in relations.equal for e in pair)]
+    return (e for e in extents if e.kind == "rows")
 
 
 def _without_constants(relations: Relations) -> tuple[list[tuple[Ints, Ints]], list[Freeze]]:

@@ -79,12 +79,12 @@ class Trace:
             return module
         return f"{module} ({'/'.join(frame.f_code.co_filename.split('/')[-3:])}:{frame.f_lineno})"
 
-    def label(self, name: str, tensor: torch.Tensor) -> None:
-        """Gives every index along every dimension of a parameter or buffer a label."""
+    def label(self, name: str, tensor: torch.Tensor, dims: int | None = None) -> None:
+        """Gives every index along every one of the first `dims` dimensions of a parameter or buffer a label."""
         if not tensor.is_floating_point():
             return
         arrays = []
-        for dim, size in enumerate(tensor.shape):
+        for dim, size in enumerate(tensor.shape[:dims]):
             if size > 1:
                 labels = self.relations.new_labels(size)
                 self.axes.append((name, dim, labels))
@@ -292,6 +292,7 @@ _POINTWISE = {
     "hardsigmoid",
     "prelu",
     "rrelu",
+    "_prelu_kernel",
     "glu_jvp",
 }
 
@@ -374,8 +375,9 @@ def run(model: nn.Module, inputs: Any) -> Trace:
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     arguments = as_arguments(to_meta(inputs, dtype))
+    kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
     for name, tensor in named_tensors(model).items():
-        trace.label(name, tensor)
+        trace.label(name, tensor, 2 if id(tensor) in kernels else None)
     try:
         trace.output_shapes = _forward(model, trace, arguments)
         if any(id(m.weight) not in trace.touched for m in model.modules() if isinstance(m, _LAYERS)):
