@@ -106,8 +106,12 @@ def examine(entry: Entry, deep: bool = True) -> Record:
         counter = FlopCounterMode(display=False)
         torch.backends.mkldnn.set_flags(False)
         torch.backends.mha.set_fastpath_enabled(False)
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        model.requires_grad_(False)
         with torch.no_grad(), counter:
             model(*args, **kwargs)
+        for p in wanted:
+            p.requires_grad_(True)
         record.macs_counted = counter.get_total_flops() // 2 // secateur.graph.groups.batch_size(inputs)
         passed.append("eval")
         model.train()
