@@ -29,20 +29,28 @@ _SLOT = "_secateur_labels"
 class Labels:
     """The components of one tensor.
 
-    `scale` are label arrays with this meaning: multiplying the parameters' entries at these labels by a factor
-    multiplies the tensor by it (None where no such labels exist). `is_parameter` is True while the tensor is computed
-    from parameters alone. `node` is the number of the operation that made the tensor (-1 for parameters and inputs).
+    `scale` are label arrays with this meaning: multiplying the parameters' entries at these labels by a number
+    multiplies the tensor by it (None where no such labels exist). `factor` are labels of which the same is true, but
+    which have no place in the tensor any more: a product of queries and keys scales with the queries. `is_parameter` is
+    True while the tensor is computed from parameters alone. `node` is the number of the operation that made the tensor
+    (-1 for parameters and inputs).
     """
 
     arrays: tuple[Ints, ...] = ()
     scale: tuple[Ints, ...] | None = None
     is_parameter: bool = False
     node: int = -1
+    factor: Ints | None = None
+
+    @property
+    def scaling(self) -> tuple[Ints, ...]:
+        """All labels that scale the tensor; empty where there are none."""
+        return self.scale or (() if self.factor is None else (self.factor,))
 
     def map(self, transform: Callable[[Ints], Ints]) -> Labels:
         """Returns the labels after a pure shape operation `transform` on arrays of the tensor's rank."""
         scale = None if self.scale is None else tuple(transform(a) for a in self.scale)
-        return Labels(tuple(transform(a) for a in self.arrays), scale, self.is_parameter)
+        return Labels(tuple(transform(a) for a in self.arrays), scale, self.is_parameter, factor=self.factor)
 
 
 NOTHING = Labels()

@@ -191,7 +191,8 @@ class Network:
     Channels are numbered from 0; `axes` says which indices of which tensors each of them occupies. `params_cost` and
     `macs_cost` give parameters, and multiply-accumulates per example at the traced input size (every matmul,
     convolution and attention product; norms, activations and biases are not counted), under any mask of survivors.
-    `fingerprint` identifies the architecture: names and shapes of all its tensors.
+    `fingerprint` identifies the architecture: names and shapes of all its tensors. `values` are the inputs and the
+    decisions of a model that cannot run without values (see `graph/values.py`), else None.
     """
 
     num_channels: int
@@ -209,6 +210,7 @@ class Network:
     unknown_operators: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     inputs: Any = field(repr=False, default=None)
+    values: Any = field(repr=False, default=None)
 
     @property
     def params(self) -> int:
@@ -358,8 +360,8 @@ def _range(names: Sequence[str]) -> str:
 
 
 def _runs(numbers: Sequence[str]) -> str:
-    """Returns numbers as text: `0-3` for neighbours, `0,2,4` otherwise."""
+    """Returns numbers as text: `0-3` for neighbours, `0,2,4` otherwise, `0,2,..,18` where there are many."""
     values = [int(n) for n in numbers]
     if values == list(range(values[0], values[0] + len(values))) and len(values) > 2:
         return f"{values[0]}-{values[-1]}"
-    return ",".join(numbers)
+    return ",".join(numbers if len(numbers) < 7 else [*numbers[:2], "..", numbers[-1]])

@@ -11,6 +11,7 @@ from secateur.errors import TraceError
 from secateur.graph.labels import CONSTANT, Ints, Shape, slices, varying
 from secateur.graph.sizes import Expression, FromAttribute, Quotient, RawExtent
 
+CONSTANTS = "meets a dimension of fixed size: an input, positions, or a constant"
 FIXED_SIZE = "its size comes from a constant or an expression that cannot be followed"
 
 
@@ -181,16 +182,22 @@ class Relations:
         Where components share dimensions they are related, and the finer one stands for both. A labelled dimension
         that meets one without labels, but not of size 1, meets constants: it is frozen, and no longer followed.
         """
+        bare = [self._bare(operands, axis) for axis in range(len(operands[0].shape))]
         constant: set[int] = set()
-        for axis in range(len(operands[0].shape)):
-            labelled = [any(a.shape[axis] > 1 for a in o.arrays) for o in operands]
-            bare = any(o.shape[axis] > 1 and not has for o, has in zip(operands, labelled, strict=True))
-            if bare and any(labelled):
-                for array in (a for o in operands for a in o.arrays if a.shape[axis] > 1):
-                    self.hold(array, axis, "meets a dimension of fixed size: an input, positions, or a constant")
-                    if varying(array) == {axis}:
-                        constant.add(id(array))
+        for array in (a for o in operands for a in o.arrays):
+            met = [axis for axis in varying(array) if bare[axis]]
+            if met and len(met) == len(varying(array)):
+                self.freeze(array, CONSTANTS)
+                constant.add(id(array))
+            else:
+                for axis in met:
+                    self.hold(array, axis, CONSTANTS)
         return self._relate(a for o in operands for a in o.arrays if id(a) not in constant)
+
+    @staticmethod
+    def _bare(operands: Sequence[Operand], axis: int) -> bool:
+        """True when an operand has several indices along `axis` but no labels for them."""
+        return any(o.shape[axis] > 1 and not any(a.shape[axis] > 1 for a in o.arrays) for o in operands)
 
     def _relate(self, arrays: Iterable[Ints]) -> tuple[Ints, ...]:
         """Relates the components of one index space where they share dimensions; the finer one stands for both."""

@@ -66,19 +66,27 @@ class _Settling:
         return isinstance(expression, RawExtent) or expression in self.known
 
     def _quotient(self, quotient: Quotient, extent: RawExtent, *, last: bool) -> bool:
-        """n // c as one of c equal parts of something of size n."""
+        """n // c as one, or several, of c equal parts of something of size n."""
         parts = quotient.right if isinstance(quotient.right, int) else _value(quotient.right) if last else 0
         if parts < 1 or self._is_decided(quotient.right):
             return False
         if extent.kind == "width" and len(extent.labels) == parts and not self._is_decided(quotient.left):
             return self.place(quotient.left, RawExtent(extent.labels.reshape(1, -1), "count"), last=last)
-        for whole in self.extents(quotient.left):
-            if whole.kind == "count" and whole.divisor == 1 and whole.labels.size == parts * extent.labels.size:
-                rows = whole.labels.reshape(parts, -1)
-                if any(np.array_equal(self.atoms[row], self.atoms[extent.labels.ravel()]) for row in rows):
-                    self.relations.add_fibres(rows)
-                    return True
-        return False
+        return any(self._is_part(whole, parts, extent) for whole in self.extents(quotient.left))
+
+    def _is_part(self, whole: RawExtent, parts: int, extent: RawExtent) -> bool:
+        """Makes the `parts` of each row of `whole` equal, if `extent` is so many (its divisor) of them in a row."""
+        size = whole.labels.shape[1] // parts
+        several = extent.divisor if extent.kind == "count" else 1
+        fits = whole.kind == extent.kind and whole.divisor == 1 and whole.labels.shape[1] == size * parts
+        if not fits or extent.labels.shape != (len(whole.labels), size * several):
+            return False
+        starts = range(0, size * (parts - several + 1), size)
+        mine = self.atoms[extent.labels]
+        if not any(np.array_equal(self.atoms[whole.labels[:, i : i + size * several]], mine) for i in starts):
+            return False
+        self.relations.add_fibres(whole.labels.reshape(-1, size))
+        return True
 
     def _sum(self, total: Sum, extent: RawExtent) -> bool:
         """A sum over sizes of which at most one attribute is open: that one makes up what the others leave."""

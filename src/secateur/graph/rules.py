@@ -44,9 +44,14 @@ class Call:
         """Returns the shape of a tensor argument."""
         return tuple(self.arguments[name].shape)
 
+    @property
+    def subject(self) -> str:
+        """The name of what the operator works on: `self`, or `input` where the schema calls it so."""
+        return "self" if "self" in self.arguments else "input"
+
     def labels(self, name: str) -> Labels:
-        """Returns the labels of a tensor argument; none if it is absent."""
-        return labels_of(self.arguments.get(name))
+        """Returns the labels of a tensor argument; none if the caller left it out."""
+        return labels_of(self.arguments[name])
 
     def operand(self, name: str, rank: int) -> Operand:
         """Returns a tensor argument aligned to the right of an index space of `rank` dimensions."""
@@ -108,20 +113,19 @@ def elementwise(call: Call) -> Labels:
     rank = call.output.ndim if isinstance(call.output, torch.Tensor) else max(t.ndim for t in tensors_in(call.output))
     tensors = list(tensors_in(call.arguments))
     arrays = call.relations.join([operand_of(t, rank) for t in tensors]) if tensors else ()
-    return Labels(arrays, _scale(call, tensors, rank), all(labels_of(t).is_parameter for t in tensors))
+    found = [labels_of(t) for t in tensors]
+    scale, factor = _scaling(call.name, found, rank)
+    return Labels(arrays, scale, all(t.is_parameter for t in found), factor=factor)
 
 
-def _scale(call: Call, tensors: list[torch.Tensor], rank: int) -> tuple[Ints, ...] | None:
+def _scaling(name: str, operands: list[Labels], rank: int) -> tuple[tuple[Ints, ...] | None, Ints | None]:
     """Returns the labels whose scaling scales the output (see `Labels.scale`): sums need those of all operands."""
-    found = [labels_of(t).scale for t in tensors]
-    if call.name in ("add", "sub") and len(tensors) == 2:
-        parts = found if all(s is not None for s in found) else None
-    elif call.name in ("mul", "div", "neg", "clone", "contiguous"):
-        parts = [s for t, s in zip(tensors, found, strict=True) if labels_of(t).arrays][:1]
-        others = sum(bool(labels_of(t).arrays) for t in tensors)
-        parts = parts if others == 1 else None
-    else:
-        parts = None
-    if parts is None or any(s is None for s in parts):
-        return None
-    return tuple(align_right(a, rank) for s in parts if s is not None for a in s)
+    if name in ("add", "sub") and len(operands) == 2:
+        scales = [t.scale for t in operands if t.scale is not None]
+        return (tuple(align_right(a, rank) for s in scales for a in s) if len(scales) == 2 else None), None
+    if name in ("mul", "div", "neg", "clone", "contiguous"):
+        scaled = [t for t in operands if t.arrays or t.scaling]
+        if len(scaled) == 1:
+            scale = scaled[0].scale
+            return (None if scale is None else tuple(align_right(a, rank) for a in scale)), scaled[0].factor
+    return None, None

@@ -118,7 +118,13 @@ def matmul(call: Call) -> Labels:
     if call.name in ("addmm", "baddbmm"):
         out = call.output
         arrays = call.relations.join([Operand(arrays, tuple(out.shape)), operand_of(call["self"], out.ndim)])
-    return Labels(arrays)
+        return Labels(arrays)
+    return Labels(arrays, factor=_factor(labels_of(a)))
+
+
+def _factor(left: Labels) -> Ints | None:
+    """Returns the labels that scale a product, which are those that scale its left operand."""
+    return np.unique(np.concatenate([a.ravel() for a in left.scaling])) if left.scaling else None
 
 
 @rule("einsum")
@@ -147,7 +153,8 @@ def einsum(call: Call) -> Labels | None:
         call.relations.keep_two(array)  # torch multiplies element by element where a single index is contracted
     arrays = _contract(call, operands, tuple(sizes[k] for k in letters), gone)
     kept = [letters.index(k) for k in result]
-    return Labels(tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays))
+    arrays = tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays)
+    return Labels(arrays, factor=_factor(labels_of(call["tensors"][0])))
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -320,7 +327,7 @@ def attention(call: Call) -> Labels:
 
 def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
     """The operator divides by sqrt(D) of the cut tensor: remember which weights can make up for it."""
-    weights = call.labels("query").scale
+    weights = call.labels("query").scaling
     for array in q.arrays:
         if array.shape[rank - 1] > 1:
             if weights:
@@ -449,9 +456,8 @@ def reduction(call: Call) -> Labels | tuple[Labels, ...]:
 )
 def spatial(call: Call) -> Labels | tuple[Labels, ...]:
     """Works on the dimensions behind the channels, each channel alone."""
-    name = "self" if call["self"] is not None else "input"
-    first = 2 if call[name].ndim > 2 else 1
-    labels = call.labels(name)
+    first = 2 if call[call.subject].ndim > 2 else 1
+    labels = call.labels(call.subject)
     for array in labels.arrays:
         if any(i >= first for i in varying(array)):
             call.relations.freeze(array, "pooled or resized along a labelled dimension")

@@ -13,7 +13,7 @@ from secateur.graph.rules import Call, labels_of, rule
 from secateur.graph.sizes import Expression, Product, Quotient, RawExtent, Sum
 
 FIXED_POSITION = "a fixed position along it is read"
-MOST_FUSED = 1 << 20
+MOST_FUSED = 1 << 16
 """Two labelled dimensions that a view merges are followed up to this many indices, and frozen above."""
 
 
@@ -24,7 +24,7 @@ def same_labels(call: Call) -> Labels:
 
 @rule("dropout", "feature_dropout", "alpha_dropout", "native_dropout")
 def dropout(call: Call) -> Labels:
-    return call.labels("input").map(lambda a: a)
+    return call.labels(call.subject).map(lambda a: a)
 
 
 @rule("permute")
@@ -78,7 +78,7 @@ def view(call: Call) -> Labels:
     old, new = call.shape("self"), tuple(call.output.shape)
     labels = call.labels("self")
     if not labels.arrays:
-        return labels
+        return Labels(is_parameter=labels.is_parameter)
     blocks = align_blocks(old, new)
     specs = _view_specs(call, new)
     labels = _fuse_merged(call.relations, labels, blocks)

@@ -7,7 +7,9 @@ When one arrives as a shape argument, the expression tells which attribute must 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -198,10 +200,10 @@ class Size(int):
         return pow(self._plain(), other, modulo)
 
     def __truediv__(self, other: Any) -> Any:
-        return self._plain() / other
+        return Power(float.__add__(0.0, int(self)), self, 1.0) / other
 
     def __rtruediv__(self, other: Any) -> Any:
-        return other / self._plain()
+        return other / Power(float.__add__(0.0, int(self)), self, 1.0)
 
     def __float__(self) -> float:
         return float(self._plain())
@@ -214,7 +216,10 @@ class Size(int):
 
 
 class Power(float):
-    """A size to some power, as in `head_dim ** -0.5`: where it scales a tensor, weights can make up for its change."""
+    """A multiple of a size to some power, as in `head_dim ** -0.5`.
+
+    Where it scales a tensor, weights can make up for its change.
+    """
 
     base: Size
     exponent: float
@@ -228,19 +233,37 @@ class Power(float):
     def plain(self) -> float:
         """Returns the number for arithmetic that is not followed: the size must then keep its value."""
         self.base.observer.number(self.base.expression)
+        return self._value()
+
+    def _value(self) -> float:
         return float.__add__(self, 0.0)
 
+    def _times(self, value: float, exponent: float) -> Power:
+        return Power(value, self.base, exponent)
+
     def __mul__(self, other: Any) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self.plain() * other
+        if isinstance(other, torch.Tensor):
+            return NotImplemented
+        return self._times(self._value() * other, self.exponent) if _is_number(other) else self.plain() * other
 
     def __rmul__(self, other: Any) -> Any:
-        return other * self.plain()
+        return self._times(other * self._value(), self.exponent) if _is_number(other) else other * self.plain()
 
     def __truediv__(self, other: Any) -> Any:
-        return NotImplemented if isinstance(other, torch.Tensor) else self.plain() / other
+        if isinstance(other, torch.Tensor):
+            return NotImplemented
+        return self._times(self._value() / other, self.exponent) if _is_number(other) else self.plain() / other
 
     def __rtruediv__(self, other: Any) -> Any:
-        return other / self.plain()
+        return self._times(other / self._value(), -self.exponent) if _is_number(other) else other / self.plain()
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return (
+            self._times(self._value() ** other, self.exponent * other) if _is_number(other) else self.plain() ** other
+        )
+
+    def __neg__(self) -> Power:
+        return self._times(-self._value(), self.exponent)
 
     def __add__(self, other: Any) -> Any:
         return self.plain() + other
@@ -253,14 +276,58 @@ class Power(float):
     def __rsub__(self, other: Any) -> Any:
         return other - self.plain()
 
-    def __pow__(self, other: Any, modulo: Any = None) -> Any:
-        return pow(self.plain(), other, modulo)
+    def __lt__(self, other: Any) -> bool:
+        return self.plain() < other
 
-    def __neg__(self) -> float:
-        return -self.plain()
+    def __le__(self, other: Any) -> bool:
+        return self.plain() <= other
+
+    def __gt__(self, other: Any) -> bool:
+        return self.plain() > other
+
+    def __ge__(self, other: Any) -> bool:
+        return self.plain() >= other
 
     def __float__(self) -> float:
         return self.plain()
+
+    def __int__(self) -> int:
+        return int(self.plain())
+
+    __trunc__ = __int__
+
+    def __floor__(self) -> int:
+        return math.floor(self.plain())
+
+    def __ceil__(self) -> int:
+        return math.ceil(self.plain())
+
+    def __round__(self, digits: Any = None) -> Any:
+        return round(self.plain(), digits)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def as_float(value: Any) -> float:
+    """Returns what `float` does, but follows a size."""
+    return value / 1 if isinstance(value, Size) else value if isinstance(value, Power) else float(value)
+
+
+@contextmanager
+def followed_roots() -> Iterator[None]:
+    """Lets `math.sqrt` follow sizes, as in `scores / math.sqrt(head_dim)`; other arguments get the usual result."""
+    usual = math.sqrt
+
+    def root(value: Any, /) -> float:
+        return value**0.5 if isinstance(value, Size | Power) else usual(value)
+
+    math.sqrt = root
+    try:
+        yield
+    finally:
+        math.sqrt = usual
 
 
 def product(left: Expression, right: Expression) -> Expression:

@@ -14,6 +14,7 @@ import types
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, named
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise
-from secateur.graph.sizes import Power, Size, install, powers_in, sizes_in
+from secateur.graph.sizes import Size, as_float, followed_roots, install, powers_in, sizes_in
+from secateur.graph.values import Values, is_deciding
 
 _HERE = __file__.rsplit("/", 2)[0] + "/"
 _TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
@@ -40,7 +42,8 @@ OUTPUT = "output of the model"
 class Trace:
     """The record of one run: relations of labels, and which label belongs to which index of which tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Values | None = None) -> None:
+        self.values = values
         self.relations = Relations(self.where)
         self.axes: list[tuple[str, int, Ints]] = []
         self.roles: dict[int, Role] = {}
@@ -123,6 +126,8 @@ class _Functions(TorchFunctionMode):
                     return self._open(func)(*args, **kwargs)
             finally:
                 self._inside.pop()
+        if self.trace.values is not None and func in _READS:
+            return self.trace.values.decide(func.__name__, lambda: func(*args, **kwargs))
         self.integers = tuple(sizes_in((args, kwargs)))
         self._note_numbers(func.__name__, args, kwargs)
         return func(*args, **kwargs)
@@ -135,12 +140,12 @@ class _Functions(TorchFunctionMode):
                 if isinstance(size, Size):
                     relations.number(size.expression)
         for power in powers_in((args, kwargs)):
-            weights = labels_of(args[0]).scale if len(args) == 2 else None
-            sign = {"mul": 1.0, "__rmul__": 1.0, "div": -1.0, "true_divide": -1.0, "__truediv__": -1.0}.get(name)
-            if sign is not None and weights and isinstance(args[1], Power):
-                relations.power(power.base.expression, sign * power.exponent, weights)
+            scales = (len(args) == 2 and args[1] is power) or name == "scaled_dot_product_attention"
+            weights = labels_of(args[0] if args else kwargs.get("query")).scaling if scales else ()
+            if weights and name in _SCALES:
+                relations.power(power.base.expression, _SCALES[name] * power.exponent, weights)
             else:
-                relations.number(power.base.expression)
+                power.plain()
 
     def _sizes(self, tensor: torch.Tensor) -> list[int]:
         """Returns the shape, with an expression where a dimension is labelled."""
@@ -157,13 +162,20 @@ class _Functions(TorchFunctionMode):
         if func not in self._opened:
             never = {n: _never for n in func.__globals__ if n.startswith("has_torch_function")}
             opened = types.FunctionType(
-                func.__code__, {**func.__globals__, **never}, func.__name__, func.__defaults__, func.__closure__
+                func.__code__,
+                {**func.__globals__, **never, "float": as_float},
+                func.__name__,
+                func.__defaults__,
+                func.__closure__,
             )
             opened.__kwdefaults__ = func.__kwdefaults__
             self._opened[func] = opened
         return self._opened[func]
 
 
+_READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+_SCALES = {"mul": 1.0, "__rmul__": 1.0, "div": -1.0, "true_divide": -1.0, "__truediv__": -1.0}
+_SCALES["scaled_dot_product_attention"] = 1.0
 _ARITHMETIC = {
     "mul",
     "div",
@@ -203,7 +215,11 @@ class _Operators(TorchDispatchMode):
         pointwise = torch.Tag.pointwise in func.tags
         if base not in RULES and not pointwise and func._can_decompose():
             return self._decompose(func, args, kwargs)
-        output = func(*args, **kwargs)
+        values = self.trace.values
+        if values is not None and is_deciding(func, args):
+            output = values.decide(name, lambda: func(*args, **kwargs))
+        else:
+            output = func(*args, **kwargs)
         outputs = list(tensors_in(output))
         if not outputs:
             return output
@@ -276,7 +292,7 @@ class _Operators(TorchDispatchMode):
             for array in (a for t in inputs for a in labels_of(t).arrays):
                 trace.relations.freeze(array, f"written in place into a part of a tensor by aten.{call.name}_")
         for tensor, lab in zip(outputs, (*labels, *[Labels()] * len(outputs)), strict=False):
-            trace.attach(tensor, Labels(lab.arrays, lab.scale, lab.is_parameter, node))
+            trace.attach(tensor, replace(lab, node=node))
 
 
 _POINTWISE = {
@@ -322,6 +338,23 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
         raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Returns a deep copy of `model`, weights included, in eval mode; raises TraceError when it cannot be copied."""
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:
+        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
+
+
+def _as_type(value: Any, dtype: torch.dtype | None) -> Any:
+    """Returns nested inputs with floating tensors as `dtype` if it is given."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_as_type(v, dtype) for v in value)
+    return {k: _as_type(v, dtype) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
     """Returns nested example inputs with all tensors on `meta`, floating ones as `dtype` if it is given."""
     if isinstance(value, torch.Tensor):
@@ -362,25 +395,27 @@ def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-def run(model: nn.Module, inputs: Any) -> Trace:
+def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     """Runs a skeleton on labels and returns the record. `model` is used up: its integers are replaced.
 
-    Layers that the run does not reach are looked for in training mode, where auxiliary heads run: what they compute
-    with belongs together too. They are not part of the cost.
+    With `values`, `model` is a copy with weights, and runs on them instead of on `inputs`. Layers that the run does not
+    reach are looked for in training mode, where auxiliary heads run: what they compute with belongs together too. They
+    are not part of the cost.
 
     Raises TraceError, with the model's own error inside, when the model fails on these inputs.
     """
-    trace = Trace()
+    trace = Trace(values)
     install(model, trace.relations)
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    arguments = as_arguments(to_meta(inputs, dtype))
+    arguments = as_arguments(to_meta(inputs, dtype) if values is None else _as_type(values.inputs, dtype))
     kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
     for name, tensor in named_tensors(model).items():
         trace.label(name, tensor, 2 if id(tensor) in kernels else None)
     try:
         trace.output_shapes = _forward(model, trace, arguments)
-        if any(id(m.weight) not in trace.touched for m in model.modules() if isinstance(m, _LAYERS)):
+        unseen = any(id(m.weight) not in trace.touched for m in model.modules() if isinstance(m, _LAYERS))
+        if unseen and values is None:
             _visit_training_branches(model, trace, arguments)
     except Exception as error:
         at = f" in {trace.path[-1]!r}" if trace.path and trace.path[-1] else ""
@@ -409,6 +444,7 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
             torch.no_grad(),
             torch._C._AutoDispatchBelowAutograd(),
             _module_paths(model, trace.path),
+            followed_roots(),
             _Operators(trace, functions),
             functions,
         ):

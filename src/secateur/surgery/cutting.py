@@ -11,10 +11,10 @@ from torch import nn
 
 from secateur.allocation.plan import AttributeChange, AxisCut, Plan, restore_inputs
 from secateur.errors import CutError, PlanError, TraceError
-from secateur.graph import trace
-from secateur.graph.groups import build, fingerprint
+from secateur.graph import Network, retrace, trace
+from secateur.graph.groups import fingerprint
 from secateur.graph.labels import named_tensors
-from secateur.graph.tracer import run, skeleton
+from secateur.graph.tracer import copied, skeleton
 from secateur.surgery.check import check
 
 REPORTED_SIZES: Mapping[type[nn.Module], tuple[tuple[str, str, int], ...]] = {
@@ -38,7 +38,8 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     """Removes from `model`, in place, what `plan` says: parameters, buffers, gradients, and sizes kept in attributes.
 
     Parameters stay the same objects, so an optimizer keeps its references; its state is cut along when it is given.
-    Before anything changes, the cut model is traced on `meta` and compared with the plan (see `check`).
+    Before anything changes, a cut copy is traced (on `meta`, wherever the model runs there) and compared with the plan
+    (see `check`).
 
     Raises PlanError when the plan was made for another architecture, CutError when the check fails; then the model and
     the optimizer are as they were.
@@ -47,7 +48,7 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     _validate(model, tensors, plan)
     before = plan.network or trace(model, restore_inputs(plan.inputs))
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
-    _check_on_meta(model, shapes, plan, before)
+    _check_copy(model, shapes, plan, before)
     keep = _kept(plan, {n: t.device for n, t in tensors.items()})
     changes = [
         (t, _cut_tensor(t.detach(), name, keep, plan), _cut_grad(t, name, keep))
@@ -97,8 +98,9 @@ def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, li
     return shapes
 
 
-def _check_on_meta(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Any) -> None:
-    bones = skeleton(model, shapes)
+def _check_copy(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Network) -> None:
+    """Cuts a copy, on `meta` wherever the model runs there, and compares its trace with the plan."""
+    bones = skeleton(model, shapes) if before.values is None else _cut_copy(model, plan)
     try:
         _apply_attributes(bones, plan.attributes)
     except (AttributeError, LookupError, TypeError) as error:
@@ -106,10 +108,20 @@ def _check_on_meta(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, 
             f"the plan sets an attribute that this {type(model).__name__} does not have: {error}"
         ) from error
     try:
-        after = build(bones, run(bones, before.inputs), before.inputs)
+        after = retrace(bones, before)
     except TraceError as error:
         raise CutError(f"the cut model does not run: {error}; the model was left as it was") from error
     check(before, after, plan)
+
+
+def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Returns a copy of the model with its tensors cut."""
+    bones = copied(model)
+    tensors = named_tensors(bones)
+    keep = _kept(plan, {n: t.device for n, t in tensors.items()})
+    for name, tensor in tensors.items():
+        tensor.data = _cut_tensor(tensor.detach(), name, keep, plan)
+    return bones
 
 
 def _kept(plan: Plan, devices: Mapping[str, torch.device]) -> dict[str, list[tuple[AxisCut, torch.Tensor]]]:
