@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types lines bench ranking clean
+.PHONY: help demo test fuzz lint types lines bench peer ranking clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,12 @@ demo: $(READY)  ## prune, fine-tune and compare a small ViT by five criteria at 
 test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+fuzz: SEED ?= $(shell date +%s)
+fuzz: EXAMPLES ?= 3000
+fuzz: $(READY)  ## cut EXAMPLES=3000 random networks at random; SEED=… draws the same ones again
+	@echo "make fuzz EXAMPLES=$(EXAMPLES) SEED=$(SEED)"
+	FUZZ=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/test_random_networks.py --hypothesis-seed=$(SEED)
+
 lint: $(READY)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,8 +38,11 @@ types: $(READY)  ## check types
 lines: $(READY)  ## print the line counts and hold them to their budgets
 	$(BIN)/python scripts/line_counts.py
 
-bench: $(READY)  ## time analysis and pruning beside Torch-Pruning
-	$(BIN)/python scripts/bench.py
+bench: $(READY)  ## time and memory of analysis and pruning beside Torch-Pruning
+	$(BIN)/python scripts/bench.py --write docs/benchmark-table.md
+
+peer: $(READY)  ## prune a member of every timm family with both libraries (an hour; goes on where it stopped)
+	$(BIN)/python scripts/peer_coverage.py
 
 ranking: $(READY)  ## rank the criteria on digits-dg over three seeds
 	$(BIN)/python scripts/criteria_ranking.py

@@ -110,29 +110,62 @@ def random_scores(network: Network, seed: int = 0) -> Scores:
 def reference(model: nn.Module, removed: dict[tuple[str, int], list[int]]) -> nn.Module:
     """Returns `model` with what was removed made absent, without making anything smaller: the oracle for cuts.
 
-    Everything removed is zero wherever it stands, and norms over channels take their statistics over the survivors.
+    Everything removed is zero wherever it stands, and norms over channels take their statistics over the survivors. A
+    module of a test whose own statistics run over channels has a method `without`, which takes what it has lost.
     """
     with torch.no_grad():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for (name, dim), indices in removed.items():
-            tensors[name].index_fill_(dim, torch.tensor(indices), 0.0)
+            if dim != 0 or not name.endswith(_DIRECTIONS):
+                tensors[name].index_fill_(dim, torch.tensor(indices), 0.0)
     for name, module in list(model.named_modules()):
-        gone = removed.get((f"{name}.weight", 0), [])
-        if gone and isinstance(module, nn.LayerNorm):
-            module.forward = _masked_norm(module, gone)  # type: ignore[method-assign]
+        prefix = f"{name}." if name else ""
+        own = {(k.removeprefix(prefix), d): i for (k, d), i in removed.items() if k.startswith(prefix)}
+        if own and hasattr(module, "without"):
+            module.without(own)  # type: ignore[operator]
+        elif isinstance(module, _NORMS) and module.weight is not None:
+            alive = torch.ones_like(module.weight)
+            for dim in range(alive.ndim):
+                alive.index_fill_(dim, torch.tensor(own.get(("weight", dim), []), dtype=torch.int64), 0.0)
+            if not alive.all():
+                module.forward = _masked_norm(module, alive)  # type: ignore[method-assign]
     return model
 
 
-def _masked_norm(norm: nn.LayerNorm, gone: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    alive = torch.ones(norm.normalized_shape[0], dtype=torch.float64)
-    alive[gone] = 0
-    first = "2d" in type(norm).__name__
+_DIRECTIONS = ("parametrizations.weight.original1", "weight_v")
+"""Weights that are divided by their length: a row of zeros would have none, and zero is what it is multiplied by."""
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def _masked_norm(norm: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm, alive: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """Returns the forward of `norm` with its statistics over the entries of its weight that are `alive`."""
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        x = x.movedim(1, -1) if first else x
-        mean = (x * alive).sum(-1, keepdim=True) / alive.sum()
-        variance = ((x - mean).square() * alive).sum(-1, keepdim=True) / alive.sum()
-        y = ((x - mean) / (variance + norm.eps).sqrt() * norm.weight + (0 if norm.bias is None else norm.bias)) * alive
-        return y.movedim(-1, 1) if first else y
+        y, mask, dims = _where_statistics_are_taken(norm, x, alive)
+        count = mask.expand_as(y).sum(dims, keepdim=True).clamp(min=1)
+        mean = 0 if isinstance(norm, nn.RMSNorm) else (y * mask).sum(dims, keepdim=True) / count
+        variance = ((y - mean).square() * mask).sum(dims, keepdim=True) / count
+        eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+        normal = ((y - mean) / (variance + eps).sqrt()).reshape(x.shape)
+        bias = getattr(norm, "bias", None)
+        side = [-1 if i == 1 else 1 for i in range(x.ndim)] if _channels_first(norm) else list(alive.shape)
+        shift = 0 if bias is None else bias.view(side)
+        return (normal * norm.weight.view(side) + shift) * alive.view(side)
 
     return forward
+
+
+def _channels_first(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__
+
+
+def _where_statistics_are_taken(
+    norm: nn.Module, x: torch.Tensor, alive: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Returns `x`, the mask of what is alive in it, and the dimensions over which one set of statistics is taken."""
+    if isinstance(norm, nn.GroupNorm):
+        y = x.reshape(x.shape[0], norm.num_groups, x.shape[1] // norm.num_groups, -1)
+        return y, alive.view(1, norm.num_groups, -1, 1), [2, 3]
+    if _channels_first(norm):
+        return x, alive.view(1, -1, *[1] * (x.ndim - 2)), [1]
+    return x, alive, list(range(x.ndim - alive.ndim, x.ndim))

@@ -4,23 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+Shape = tuple[int, ...]
+Run = Callable[..., Any]
+
 
 class Net(nn.Module):
     """A network whose forward is one function of its modules."""
 
-    def __init__(self, run: Callable[..., torch.Tensor], **modules: nn.Module | nn.Parameter) -> None:
+    def __init__(self, run: Run, **attributes: Any) -> None:
         super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
+        for name, value in attributes.items():
+            setattr(self, name, value)
         self.run = run
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor) -> Any:
         return self.run(self, *inputs)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Hard:
+    """A net, the shapes of its inputs (of integers below `ids`, if that is given), and the groups to be found in it."""
+
+    make: Callable[[], nn.Module]
+    shapes: tuple[Shape, ...]
+    groups: dict[str, int]
+    ids: int | None = None
+
+
+HARD_NETS: dict[str, Hard] = {}
+"""Filled by `net`, when the modules of nets beside this one are imported."""
+
+
+def net(
+    shapes: tuple[Shape, ...],
+    attributes: Callable[[], dict[str, Any]],
+    groups: dict[str, int],
+    *,
+    name: str | None = None,
+    ids: int | None = None,
+) -> Callable[[Run], Run]:
+    """Returns a decorator that makes of a function of (net, inputs) the forward of a net with these attributes."""
+
+    def add(run: Run) -> Run:
+        key = name or run.__name__
+        assert key not in NETS, key
+        assert key not in HARD_NETS, key
+        HARD_NETS[key] = Hard(lambda: Net(run, **attributes()), shapes, groups, ids)
+        return run
+
+    return add
+
+
+def around(layer: nn.Module, **others: object) -> dict[str, object]:
+    """Returns the attributes of a net on tokens of width 16 around a layer."""
+    return {"stem": nn.Linear(6, 16), "layer": layer, "head": nn.Linear(16, 3), **others}
+
+
+def weights(*shape: int) -> nn.Parameter:
+    """Returns a parameter without a module."""
+    return nn.Parameter(torch.randn(*shape) / 3)
+
+
+def conv(i: int, o: int, **options: Any) -> nn.Conv2d:
+    """Returns a convolution of 3 x 3 that keeps the size of a picture."""
+    return nn.Conv2d(i, o, 3, padding=1, **options)
 
 
 class Attention(nn.Module):
@@ -142,10 +200,6 @@ def _attention(style: str) -> Callable[[], nn.Module]:
     return build
 
 
-def _conv(i: int, o: int, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(i, o, 3, padding=1, **options)
-
-
 class Recurrent(nn.Module):
     """A module that torch has no operator rule for."""
 
@@ -159,33 +213,31 @@ class Recurrent(nn.Module):
 
 IMAGE, TOKENS = (2, 3, 8, 8), (2, 5, 6)
 
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[Shape, ...]]] = {
     "mlp": (lambda: Net(_mlp, a=nn.Linear(6, 20), b=nn.Linear(20, 3)), (TOKENS,)),
     "gated_mlp": (lambda: Net(_gated, a=nn.Linear(6, 20), b=nn.Linear(10, 3)), (TOKENS,)),
-    "channel_shuffle": (lambda: Net(_shuffle, a=_conv(3, 12), b=_conv(12, 10), c=_conv(10, 3)), (IMAGE,)),
+    "channel_shuffle": (lambda: Net(_shuffle, a=conv(3, 12), b=conv(12, 10), c=conv(10, 3)), (IMAGE,)),
     "dense_concatenation": (
-        lambda: Net(_dense, a=_conv(3, 8), b=_conv(8, 6), c=_conv(19, 3), d=_conv(14, 5)),
+        lambda: Net(_dense, a=conv(3, 8), b=conv(8, 6), c=conv(19, 3), d=conv(14, 5)),
         (IMAGE,),
     ),
-    "flattened_feature_map": (lambda: Net(_flattened, a=_conv(3, 8), b=nn.Linear(32, 3)), (IMAGE,)),
+    "flattened_feature_map": (lambda: Net(_flattened, a=conv(3, 8), b=nn.Linear(32, 3)), (IMAGE,)),
     "grouped_conv": (
-        lambda: nn.Sequential(_conv(3, 12), nn.ReLU(), _conv(12, 18, groups=3), nn.ReLU(), _conv(18, 3)),
+        lambda: nn.Sequential(conv(3, 12), nn.ReLU(), conv(12, 18, groups=3), nn.ReLU(), conv(18, 3)),
         (IMAGE,),
     ),
     "depthwise_multiplier": (
-        lambda: nn.Sequential(_conv(3, 6), nn.ReLU(), _conv(6, 12, groups=6), nn.ReLU(), _conv(12, 3)),
+        lambda: nn.Sequential(conv(3, 6), nn.ReLU(), conv(6, 12, groups=6), nn.ReLU(), conv(12, 3)),
         (IMAGE,),
     ),
     "transposed_conv": (
-        lambda: nn.Sequential(_conv(3, 8), nn.ConvTranspose2d(8, 10, 2, 2), nn.ReLU(), _conv(10, 3)),
+        lambda: nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 10, 2, 2), nn.ReLU(), conv(10, 3)),
         (IMAGE,),
     ),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(5, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 1)), (TOKENS,)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 3, 1)), ((2, 1, 4, 4, 4),)),
     "group_norm": (
-        lambda: nn.Sequential(
-            _conv(3, 12), nn.BatchNorm2d(12), nn.ReLU(), _conv(12, 8), nn.BatchNorm2d(8), _conv(8, 3)
-        ),
+        lambda: nn.Sequential(conv(3, 12), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 8), nn.BatchNorm2d(8), conv(8, 3)),
         (IMAGE,),
     ),
     "shared_module": (lambda: Net(_shared, a=nn.Linear(6, 9), s=nn.Linear(9, 9), b=nn.Linear(9, 3)), (TOKENS,)),
@@ -198,10 +250,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
     ),
     "fixed_slices": (lambda: Net(_sliced, a=nn.Linear(6, 12), b=nn.Linear(12, 3)), (TOKENS,)),
     "uneven_split": (lambda: Net(_uneven, a=nn.Linear(6, 16), b=nn.Linear(5, 3), c=nn.Linear(11, 3)), (TOKENS,)),
-    "flip": (lambda: Net(_flip, a=_conv(3, 8), b=_conv(8, 3)), (IMAGE,)),
-    "pixel_shuffle": (lambda: Net(_pixel_shuffle, a=_conv(3, 16), b=_conv(4, 3)), (IMAGE,)),
+    "flip": (lambda: Net(_flip, a=conv(3, 8), b=conv(8, 3)), (IMAGE,)),
+    "pixel_shuffle": (lambda: Net(_pixel_shuffle, a=conv(3, 16), b=conv(4, 3)), (IMAGE,)),
     "squeeze_excite": (
-        lambda: Net(_squeeze_excite, a=_conv(3, 8), b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(4, 8, 1), d=_conv(8, 3)),
+        lambda: Net(_squeeze_excite, a=conv(3, 8), b=nn.Conv2d(8, 4, 1), c=nn.Conv2d(4, 8, 1), d=conv(8, 3)),
         (IMAGE,),
     ),
     "two_inputs": (
@@ -225,12 +277,19 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {
 
 
 def build(name: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """Returns a network in eval mode and float64 with random values everywhere, and random inputs."""
+    """Returns a network in eval mode and float64 with random values everywhere, and random inputs.
+
+    Values that layers initialise to 0 or 1 (biases, scales, statistics) would hide mistakes.
+    """
     torch.manual_seed(0)
-    make, shapes = NETS[name]
-    model = make().double().eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    return model, tuple(torch.randn(s, dtype=torch.float64) for s in shapes)
+    hard = HARD_NETS.get(name) or Hard(*NETS[name], {})
+    model = hard.make().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for key, buffer in model.named_buffers():
+            if key.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 2)
+    if hard.ids is not None:
+        return model, tuple(torch.randint(hard.ids, s) for s in hard.shapes)
+    return model, tuple(torch.randn(s, dtype=torch.float64) for s in hard.shapes)

@@ -57,6 +57,29 @@ def test_trace_takes_names_of_three_libraries(capsys: pytest.CaptureFixture[str]
     assert "parameters" in out
 
 
+def test_trace_explains_in_words_and_draws(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "trace", *TINY, "--explain")
+    assert code == 0
+    assert "blocks.0-11 (12 alike)" in out
+    assert "1 of blocks.0.mlp.fc2.weight[dim 1]" in out
+    assert "keep equal widths" in out
+    assert "\x1b" not in out
+    assert "drawn to vit_tiny_patch16_224.svg" in out
+    assert "blocks.0-11" in (tmp_path / "vit_tiny_patch16_224.svg").read_text()
+    code, out, _ = run(capsys, "trace", "hf:ViTForImageClassification", *TINY[1:], "--drawing", "sub/vit.png")
+    assert code == 0
+    assert "alike" not in out
+    assert (tmp_path / "sub" / "vit.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = run(capsys, "trace", *TINY, "--explain-axis", "blocks.3.attn.qkv.weight", 0)
+    assert code == 0
+    assert "192 of blocks.3.attn.qkv.weight[dim 0]" in out
+    assert "sets blocks.3.attn.num_heads, 3 now" in out
+    assert {p.name for p in tmp_path.iterdir()} == {"vit_tiny_patch16_224.svg", "sub"}
+
+
 def test_prune_saves_a_model_that_trace_and_load_open_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "prune", *TINY, "--ratio", 0.5, "--scope", "local", "--out", tmp_path / "small")
     assert code == 0
@@ -111,6 +134,9 @@ def test_prune_is_deterministic(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (("trace", "vit_giant_patch14_224"), "--random-weights"),
         (("trace", *TINY[:2], "--img-size", "-4"), "img-size is -4"),
         (("trace", *TINY[:2], "--img-size", "7"), "inputs of shape (1, 3, 7, 7)"),
+        (("trace", *TINY, "--drawing", "{used}/net.pdf"), "does not end in .svg or .png"),
+        (("trace", *TINY, "--explain-axis", "blocks.3.attn.qkv.weigth", "0"), "mean 'blocks.3.attn.qkv.weight'"),
+        (("trace", *TINY, "--explain-axis", "blocks.3.attn.qkv.weight", "7"), "it has 0 (576 indices) and 1 (192"),
         (("prune", *TINY, "--criterion", "hesian", "--out", "{new}"), "did you mean 'hessian'"),
         (("prune", *TINY, "--ratio", "1.5", "--out", "{new}"), "must lie in [0, 1)"),
         (("prune", *TINY, "--ratio", "nan", "--out", "{new}"), "must lie in [0, 1)"),

@@ -115,8 +115,10 @@ def examine(entry: Entry, deep: bool = True) -> Record:
         record.macs_counted = counter.get_total_flops() // 2 // secateur.graph.groups.batch_size(inputs)
         passed.append("eval")
         model.train()
+        given = (entry.training_inputs or entry.inputs)(model)
+        targs, tkwargs = secateur.graph.tracer.as_arguments(given)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-        sum(t.square().mean() for t in outputs_of(model(*args, **kwargs)) if t.requires_grad).backward()
+        sum(t.square().mean() for t in outputs_of(model(*targs, **tkwargs)) if t.requires_grad).backward()
         optimizer.step()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert grads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +21,18 @@ from secateur.allocation.allocate import Scope
 from secateur.cli.models import Opened, is_saved, open_model
 from secateur.criteria import Saliency, find_criterion
 from secateur.errors import InputError
-from secateur.report import describe, describe_plan, markdown, read_results, save_figure, table, write_text
+from secateur.report import (
+    check_drawing,
+    describe,
+    describe_plan,
+    explain,
+    markdown,
+    read_results,
+    save_drawing,
+    save_figure,
+    table,
+    write_text,
+)
 
 ModelName = Annotated[
     Positional[str],
@@ -40,17 +52,35 @@ class Trace:
     """Do not look for pretrained weights."""
     img_size: int | None = None
     """Pixels per side of the example image; default: what the model was published with."""
+    explain: bool = False
+    """Also tell every layer, what goes with each group and all that stays, and draw it (to MODEL.svg)."""
+    drawing: Path | None = None
+    """Draw the network to this file, as SVG or PNG by its suffix."""
+    explain_axis: Annotated[tuple[str, int] | None, arg(metavar="TENSOR DIM")] = None
+    """Tell what goes with one dimension of one tensor instead, as in: --explain-axis blocks.3.attn.qkv.weight 0"""
 
     def __call__(self, console: Console) -> None:
-        """Prints the description."""
+        """Prints the description, and draws the network if that was asked for."""
+        drawing = self.drawing or (Path(f"{_file_name(self.model)}.svg") if self.explain else None)
+        if drawing is not None:
+            check_drawing(drawing)
         opened = open_model(
             self.model, random_weights=self.random_weights, img_size=_positive("img-size", self.img_size)
         )
         start = perf_counter()
         network = secateur.trace(opened.model, opened.inputs)
         seconds = perf_counter() - start
+        axis = None if self.explain_axis is None else network.explain(*self.explain_axis)
         console.print(f"[bold]{escape(self.model)}[/bold], analysed in {seconds:.2f} s", highlight=False)
-        console.print(describe(network), highlight=False)
+        if axis is not None:
+            console.print(axis, highlight=False, markup=False, soft_wrap=True)
+        elif self.explain:
+            console.print(explain(network), highlight=False)
+        else:
+            console.print(describe(network), highlight=False)
+        if drawing is not None:
+            save_drawing(network, drawing, self.model)
+            console.print(f"drawn to {drawing}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -236,6 +266,12 @@ class Data:
         from secateur.data import save_contact_sheet
 
         console.print(f"wrote {save_contact_sheet(self.out)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _file_name(model: str) -> str:
+    """Returns the name of a model, or of the directory that it is saved in, as part of a file name."""
+    name = Path(model).resolve().name if is_saved(model) else model
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 def _positive(name: str, value: int | None) -> int | None:

@@ -1,95 +1,35 @@
-"""Rules of the operators that compute: contractions, normalisations, reductions, pooling.
-
-Every contraction is one pattern: lay the operands out in a common index space, join their components there, record the
-cost of that space, and reduce the contracted dimensions away.
-"""
+"""Rules of the operators that compute: contractions, normalisations, reductions, pooling (see `contraction`)."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
+from secateur.graph.contraction import contract, insert, mark_roles, squeeze, upright, weight_scale, with_bias
 from secateur.graph.labels import Ints, Labels, Shape, align_right, slices, varying
-from secateur.graph.network import Role
 from secateur.graph.relations import Operand
 from secateur.graph.rules import Call, elementwise, labels_of, operand_of, rule
 from secateur.graph.rules_shape import FIXED_POSITION
 from secateur.graph.sizes import RawExtent
-
-KERNEL = "kernel position of a convolution"
-
-
-def _contract(call: Call, operands: list[Operand], shape: Shape, gone: list[int]) -> tuple[Ints, ...]:
-    """Returns the components, still of the rank of `shape`, after the dimensions `gone` have been summed over."""
-    joined = call.relations.join(operands)
-    call.relations.cost(joined, shape)
-    return call.relations.reduce(joined, gone)
-
-
-def _insert(operand: Operand, axis: int) -> Operand:
-    """Returns the operand with a dimension of size 1 at `axis`."""
-    shape = list(operand.shape)
-    shape.insert(axis, 1)
-    return Operand(tuple(np.expand_dims(a, axis) for a in operand.arrays), tuple(shape))
-
-
-def _squeeze(arrays: tuple[Ints, ...], axis: int) -> tuple[Ints, ...]:
-    return tuple(a.squeeze(axis) for a in arrays)
-
-
-def _mark(call: Call, weight: Labels, roles: dict[int, Role]) -> None:
-    """Notes the role of each dimension of a weight, if the operand is one."""
-    if weight.is_parameter:
-        for array in weight.arrays:
-            for axis in varying(array):
-                if axis in roles and len(varying(array)) == 1:
-                    call.mark_role(array, roles[axis])
-
-
-def _with_bias(call: Call, arrays: tuple[Ints, ...], shape: Shape, axis: int) -> tuple[Ints, ...]:
-    """Returns the components after a bias has been added along dimension `axis` of a tensor of `shape`."""
-    bias = call["bias"]
-    if bias is None:
-        return arrays
-    here = [bias.numel() if i == axis else 1 for i in range(len(shape))]
-    operand = Operand(tuple(a.reshape(here) for a in labels_of(bias).arrays), tuple(here))
-    return call.relations.join([Operand(arrays, shape), operand])
-
-
-def _weight_scale(call: Call, weight_axis: int, rank: int, axis: int) -> tuple[Ints, ...] | None:
-    """Returns the label arrays of weight and bias rows, as components of the output, for `Labels.scale`."""
-    parts = [(call.labels("weight"), weight_axis)]
-    if call["bias"] is not None:
-        parts.append((call.labels("bias"), 0))
-    found: list[Ints] = []
-    for labels, source_axis in parts:
-        rows = [a for a in labels.scale or () if varying(a) == {source_axis}]
-        if not rows:
-            return None
-        found += [a.reshape([-1 if i == axis else 1 for i in range(rank)]) for a in rows]
-    return tuple(found)
 
 
 @rule("linear")
 def linear(call: Call) -> Labels:
     """x [..., K], weight [N, K], bias [N]; index space [..., K, N]."""
     rank = call["input"].ndim
-    x = _insert(operand_of(call["input"], rank), rank)
+    x = insert(operand_of(call["input"], rank), rank)
     weight = call["weight"]
     if weight.ndim == 1:
-        weight_operand = _insert(operand_of(weight, rank), rank)
+        weight_operand = insert(operand_of(weight, rank), rank)
     else:
         arrays = tuple(align_right(a.T, rank + 1) for a in labels_of(weight).arrays)
         weight_operand = Operand(arrays, (1,) * (rank - 1) + tuple(weight.shape[::-1]))
-    _mark(call, labels_of(weight), {0: "out", 1: "in"})
+    mark_roles(call, labels_of(weight), {0: "out", 1: "in"})
     shape = (*call.shape("input"), weight_operand.shape[-1])
-    arrays = _squeeze(_contract(call, [x, weight_operand], shape, [rank - 1]), rank - 1)
+    arrays = squeeze(contract(call, [x, weight_operand], shape, [rank - 1]), rank - 1)
     if weight.ndim == 1:
-        return Labels(_squeeze(arrays, rank - 1))
-    arrays = _with_bias(call, arrays, tuple(call.output.shape), rank - 1)
-    return Labels(arrays, _weight_scale(call, 0, rank, rank - 1))
+        return Labels(squeeze(arrays, rank - 1))
+    arrays = with_bias(call, arrays, tuple(call.output.shape), rank - 1)
+    return Labels(arrays, weight_scale(call, 0, rank, rank - 1))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm")
@@ -105,16 +45,16 @@ def matmul(call: Call) -> Labels:
     a, b = call[left], call[right]
     rank = max(a.ndim, b.ndim, 2) + 1
     a_operand = operand_of(a, rank - 1)
-    b_operand = operand_of(b, rank - 1) if b.ndim > 1 else _insert(operand_of(b, rank - 2), rank - 2)
-    a_operand, b_operand = _insert(a_operand, rank - 1), _insert(b_operand, rank - 3)
-    _mark(call, labels_of(b), {b.ndim - 1: "out", b.ndim - 2: "in"} if b.ndim > 1 else {0: "in"})
-    _mark(call, labels_of(a), {a.ndim - 2: "out", a.ndim - 1: "in"} if a.ndim > 1 else {0: "in"})
+    b_operand = operand_of(b, rank - 1) if b.ndim > 1 else insert(operand_of(b, rank - 2), rank - 2)
+    a_operand, b_operand = insert(a_operand, rank - 1), insert(b_operand, rank - 3)
+    mark_roles(call, labels_of(b), {b.ndim - 1: "out", b.ndim - 2: "in"} if b.ndim > 1 else {0: "in"})
+    mark_roles(call, labels_of(a), {a.ndim - 2: "out", a.ndim - 1: "in"} if a.ndim > 1 else {0: "in"})
     shape = tuple(int(n) for n in np.maximum(a_operand.shape, b_operand.shape))
-    arrays = _squeeze(_contract(call, [a_operand, b_operand], shape, [rank - 2]), rank - 2)
+    arrays = squeeze(contract(call, [a_operand, b_operand], shape, [rank - 2]), rank - 2)
     if a.ndim == 1:
-        arrays = _squeeze(arrays, rank - 3)
+        arrays = squeeze(arrays, rank - 3)
     if b.ndim == 1:
-        arrays = _squeeze(arrays, -1)
+        arrays = squeeze(arrays, -1)
     if call.name in ("addmm", "baddbmm"):
         out = call.output
         arrays = call.relations.join([Operand(arrays, tuple(out.shape)), operand_of(call["self"], out.ndim)])
@@ -141,7 +81,7 @@ def einsum(call: Call) -> Labels | None:
         sizes |= {k: max(n, sizes.get(k, 1)) for k, n in zip(term, tensor.shape, strict=True)}
         order = sorted(range(len(term)), key=lambda i, t=term: letters.index(t[i]))
         place = [term.find(k) for k in letters]
-        _mark(call, labels_of(tensor), {i: "out" if k in result else "in" for i, k in enumerate(term)})
+        mark_roles(call, labels_of(tensor), {i: "out" if k in result else "in" for i, k in enumerate(term)})
 
         def lay_out(a: Ints, order: list[int] = order, place: list[int] = place) -> Ints:
             return a.transpose(order).reshape([a.shape[i] if i >= 0 else 1 for i in place])
@@ -151,145 +91,10 @@ def einsum(call: Call) -> Labels | None:
     gone = [i for i, k in enumerate(letters) if k not in result]
     for array in (a for o in operands for a in o.arrays if varying(a) & set(gone)):
         call.relations.keep_two(array)  # torch multiplies element by element where a single index is contracted
-    arrays = _contract(call, operands, tuple(sizes[k] for k in letters), gone)
+    arrays = contract(call, operands, tuple(sizes[k] for k in letters), gone)
     kept = [letters.index(k) for k in result]
     arrays = tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays)
     return Labels(arrays, factor=_factor(labels_of(call["tensors"][0])))
-
-
-@rule("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def convolution(call: Call) -> Labels:
-    """x [B, I, s…], weight [O, I/groups, k…] (transposed: [I, O/groups, k…]); index space [B, O, I/groups, s…].
-
-    The dimensions s are those of the output, or of the input of a transposed convolution: each pairs with each k.
-    """
-    x, weight, out = call["input"], call["weight"], call.output
-    transposed = bool(call["transposed"]) or "transpose" in call.name
-    for array in labels_of(weight).arrays:
-        if any(n > 1 for n in array.shape[2:]):
-            call.relations.freeze(array, KERNEL)
-    _mark(call, labels_of(weight), {0: "in", 1: "out"} if transposed else {0: "out", 1: "in"})
-    single = x.ndim == weight.ndim - 1  # no batch
-    arrays = tuple(a[None] if single else a for a in labels_of(x).arrays)
-    sizes = tuple((x if transposed else out).shape)
-    space = _Convolved(_without_slides(call, arrays), (1, *sizes) if single else sizes, transposed)
-    result = _full(call, space) if (call["groups"] or 1) == 1 else _grouped(call, space)
-    result = tuple(a[0] for a in result) if single else result
-    axis = 0 if single else 1
-    return Labels(
-        _with_bias(call, result, tuple(out.shape), axis),
-        _weight_scale(call, 1 if transposed else 0, out.ndim, axis) if (call["groups"] or 1) == 1 else None,
-        all(labels_of(t).is_parameter for t in (x, weight)),
-    )
-
-
-@dataclass(frozen=True)
-class _Convolved:
-    """The components [B, I, s…] of what a convolution reads, the sizes of the space that it runs over, and its kind."""
-
-    arrays: tuple[Ints, ...]
-    sizes: Shape
-    transposed: bool
-
-    def weight(self, call: Call) -> tuple[list[Ints], list[Ints]]:
-        """Returns the label arrays, flat, of the output and of the input side of the weight."""
-        sides = [[a.ravel() for a in call.labels("weight").arrays if varying(a) == {dim}] for dim in (0, 1)]
-        return (sides[1], sides[0]) if self.transposed else (sides[0], sides[1])
-
-
-def _without_slides(call: Call, arrays: tuple[Ints, ...]) -> tuple[Ints, ...]:
-    """Returns the components that a convolution leaves in place: none along a dimension in which its kernel moves."""
-    kernel = call["weight"].shape[2:]
-
-    def setting(name: str, i: int) -> int:
-        given = call[name] or (1 if name == "stride" else 0)
-        return int(given if isinstance(given, int) else given[i if len(given) > 1 else 0])
-
-    padded = isinstance(call["padding"], str)
-    still = [
-        n == 1 and not padded and setting("stride", i) == 1 and not setting("padding", i) for i, n in enumerate(kernel)
-    ]
-    kept = []
-    for array in arrays:
-        if any(array.shape[i + 2] > 1 and not stays for i, stays in enumerate(still)):
-            call.relations.freeze(array, "runs along a dimension of a convolution")
-        else:
-            kept.append(array)
-    return tuple(kept)
-
-
-def _full(call: Call, space: _Convolved) -> tuple[Ints, ...]:
-    """A convolution in which every output channel reads every input channel."""
-    x = _insert(
-        Operand(space.arrays, (space.sizes[0], call["input"].shape[-len(space.sizes) + 1], *space.sizes[2:])), 1
-    )
-    rank = len(x.shape)
-    sides = space.weight(call)
-    weight = [_upright(a, rank, axis) for axis, side in zip((1, 2), sides, strict=True) for a in side]
-    outputs, inputs = call["weight"].shape[:2][:: -1 if space.transposed else 1]
-    operand = Operand(tuple(weight), (1, int(outputs), int(inputs), *[1] * (rank - 3)))
-    shape = (x.shape[0], *operand.shape[1:3], *x.shape[3:])
-    joined = call.relations.join([x, operand])
-    call.relations.cost(joined, shape, math.prod(call["weight"].shape[2:]))
-    return _squeeze(call.relations.reduce(joined, [2]), 2)
-
-
-def _grouped(call: Call, space: _Convolved) -> tuple[Ints, ...]:
-    """A grouped convolution: each group of outputs reads its own group of inputs."""
-    relations, groups, rank = call.relations, int(call["groups"]), len(space.sizes)
-    outputs, inputs = space.weight(call)
-    main, minor = (inputs, outputs) if space.transposed else (outputs, inputs)
-    channels = int(call["input"].shape[1 - rank])
-    kernel = math.prod(call["weight"].shape[2:])
-    if channels == groups == call["weight"].shape[0] * (call["weight"].shape[1] if space.transposed else 1):
-        sizes = (space.sizes[0], channels, *space.sizes[2:])
-        operand = Operand(tuple(_upright(a, rank) for a in main), (1, channels, *[1] * (rank - 2)))
-        for array in (a for a in space.arrays if a.shape[1] > 1):
-            relations.require(call.expression(groups), relations.extent(array, 1))
-        joined = relations.join([Operand(space.arrays, sizes), operand])
-        relations.cost(joined, sizes, kernel)
-        return joined
-    along = [a for a in space.arrays if a.shape[1] > 1]
-    if len(along) != 1 or varying(along[0]) != {1} or not main:
-        for array in (*along, *outputs, *inputs):
-            relations.freeze(array, "grouped convolution over channels that are not labelled")
-        return (*(a for a in space.arrays if a.shape[1] == 1), *(_upright(a, rank) for a in outputs))
-    out = _groups_of(call, along[0].reshape(groups, -1), main[0].reshape(groups, -1), minor, space.transposed)
-    beside = tuple(a for a in space.arrays if a.shape[1] == 1)
-    parts = [_upright(main[0], rank + 1), *(_upright(a, rank + 1, 2) for a in minor)]
-    parts += [np.expand_dims(a, 2) for a in beside]
-    relations.cost(parts, (space.sizes[0], main[0].size, int(call["weight"].shape[1]), *space.sizes[2:]), kernel)
-    return (*beside, _upright(out, rank))
-
-
-def _upright(array: Ints, rank: int, axis: int = 1) -> Ints:
-    """Returns flat labels as a component along one dimension of `rank`."""
-    return array.reshape([-1 if i == axis else 1 for i in range(rank)])
-
-
-def _groups_of(call: Call, x: Ints, main: Ints, minor: list[Ints], transposed: bool) -> Ints:
-    """Relates inputs `x` and the first dimension of the weight, both groups x channels; returns the output labels.
-
-    Where a group has one input or one output, whole groups go. Elsewhere each group loses equally many of its own
-    channels on the side of the weight's first dimension, and all lose the same ones on the side that they share.
-    """
-    relations = call.relations
-    if transposed:
-        relations.tie(x, main)
-    per_group = int(call["weight"].shape[1])
-    if min(main.shape[1], per_group) == 1:
-        relations.bundle(x if transposed else np.concatenate([x, main], axis=1))
-        relations.require(call.expression(len(x)), RawExtent(x[:, :1].reshape(1, -1), "count"))
-        for array in minor:
-            relations.freeze(array, "whole groups of a convolution go, and all groups share it")
-        return np.repeat(x[:, 0], per_group) if transposed else main.ravel()
-    relations.add_fibres(main)
-    for side in (x, main):  # with a single one, whole groups would go
-        relations.keep_two(side)
-    if transposed:
-        return np.tile(minor[0], len(x))
-    relations.bundle(np.concatenate([x, minor[0][None]]).T if minor else x.T)
-    return main.ravel()
 
 
 @rule("scaled_dot_product_attention")
@@ -314,15 +119,15 @@ def attention(call: Call) -> Labels:
     keys, value_width = v.shape[-2:]
     if call["scale"] is None:
         _keep_temperature(call, q_operand, q.ndim)
-    sides = [_insert(q_operand, rank - 2), _insert(k_operand, rank - 3)]
-    scores = _contract(call, sides, (*batch, queries, keys, width), [rank - 1])
-    scores = _squeeze(scores, rank - 1)
+    sides = [insert(q_operand, rank - 2), insert(k_operand, rank - 3)]
+    scores = contract(call, sides, (*batch, queries, keys, width), [rank - 1])
+    scores = squeeze(scores, rank - 1)
     if call["attn_mask"] is not None:
         shape = (*batch, queries, keys)
         scores = relations.join([Operand(scores, shape), operand_of(call["attn_mask"], q.ndim)])
-    sides = [_insert(Operand(scores, (*batch, queries, keys)), rank - 1), _insert(v_operand, rank - 3)]
-    mixed = _contract(call, sides, (*batch, queries, keys, value_width), [rank - 2])
-    return Labels(_squeeze(mixed, rank - 2))
+    sides = [insert(Operand(scores, (*batch, queries, keys)), rank - 1), insert(v_operand, rank - 3)]
+    mixed = contract(call, sides, (*batch, queries, keys, value_width), [rank - 2])
+    return Labels(squeeze(mixed, rank - 2))
 
 
 def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
@@ -479,7 +284,7 @@ def fresh(call: Call) -> Labels:
             continue
         labels = call.relations.new_labels(int(call.output.shape[axis]))
         call.relations.require(expression, RawExtent(labels[None], "count"))
-        arrays.append(_upright(labels, call.output.ndim, axis))
+        arrays.append(upright(labels, call.output.ndim, axis))
     return Labels(tuple(arrays))
 
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
-from secateur.graph import rules_compute, rules_shape  # noqa: F401  (they fill the registry)
+from secateur.graph import rules_compute, rules_conv, rules_index, rules_shape  # noqa: F401  (they fill the registry)
 from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, named_tensors, tensors_in, varying
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations

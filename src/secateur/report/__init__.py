@@ -2,6 +2,8 @@
 
 from secateur.files import write_text, write_whole
 from secateur.report.describe import describe, describe_plan
+from secateur.report.drawing import check_drawing, save_drawing
+from secateur.report.explain import explain
 from secateur.report.figure import save_figure
 from secateur.report.results import Result, append_result, read_results
 from secateur.report.table import COLUMNS, markdown, table
@@ -10,10 +12,13 @@ __all__ = [
     "COLUMNS",
     "Result",
     "append_result",
+    "check_drawing",
     "describe",
     "describe_plan",
+    "explain",
     "markdown",
     "read_results",
+    "save_drawing",
     "save_figure",
     "table",
     "write_text",

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from secateur.allocation import Plan
 from secateur.graph.network import Frozen, Network
+from secateur.report.layers import find_notes
 from secateur.report.table import quantity
 
 
@@ -30,6 +31,11 @@ class _Row:
 
 def describe(network: Network) -> RenderableType:
     """Returns what is prunable in `network`: cost, families with their groups and widths, and what stays and why."""
+    return Stack(*overview(network), *_left_alone(network.frozen), *unknown_operators(network))
+
+
+def overview(network: Network) -> list[RenderableType]:
+    """Returns the cost of a network, and its families with their groups and widths."""
     rows = [_Row(g.name, g.family, (int(g.channels.shape[0]), int(g.channels.shape[1]))) for g in network.groups]
     head = (
         f"{network.params:,} parameters ({quantity(network.params)}), "
@@ -41,11 +47,15 @@ def describe(network: Network) -> RenderableType:
         channels = sum(_count(row.before) for row in members)
         cells = (family, _pattern([row.name for row in members]), f"{channels:,}", _runs([r.before for r in members]))
         grid.add_row(*map(escape, cells))
-    unknown = [
+    return [head, grid]
+
+
+def unknown_operators(network: Network) -> list[RenderableType]:
+    """Returns a line for each operator that there is no rule for."""
+    return [
         f"[yellow]no rule for {escape(operator)}[/yellow]: all that it touches is left alone; {escape(where)}"
         for operator, where in network.unknown_operators
     ]
-    return Stack(head, grid, *_left_alone(network.frozen), *unknown)
 
 
 def describe_plan(plan: Plan) -> RenderableType:
@@ -113,16 +123,15 @@ def _pattern(names: Sequence[str]) -> str:
 
 def _left_alone(frozen: Sequence[Frozen]) -> Iterable[RenderableType]:
     """Yields the axes that stay, in one row those that stay for one reason found at one line of code."""
-    together: dict[tuple[str, str], list[Frozen]] = {}
-    for axis in frozen:
-        together.setdefault((axis.reason, axis.where.rpartition("(")[2]), []).append(axis)
-    if not together:
+    notes = find_notes(frozen)
+    if not notes:
         return
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column("left alone (number of indices)", overflow="fold", ratio=2)
     grid.add_column("why, and where", overflow="fold", ratio=3)
-    for (reason, _), axes in together.items():
-        more = f" and {len(axes) - 1} more" if len(axes) > 1 else ""
-        first = f"{axes[0].tensor}[dim {axes[0].dim}]{more} ({sum(axis.count for axis in axes):,})"
-        grid.add_row(escape(first), escape(f"{reason}: {axes[0].where}"))
+    for note in notes:
+        first, *others = note.axes
+        more = f" and {len(others)} more" if others else ""
+        axes = f"{first.tensor}[dim {first.dim}]{more} ({sum(axis.count for axis in note.axes):,})"
+        grid.add_row(escape(axes), escape(f"{note.reason}: {first.where}"))
     yield grid

@@ -1,10 +1,9 @@
-"""The drawing of a network: a line per layer with what it takes and makes, and a track per group past all its layers."""
+"""The drawing of a network: a line per layer with what it takes and makes, a track per group past all its layers."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,14 @@ from secateur.files import write_whole
 from secateur.graph.network import STAYS, Network
 from secateur.report.layers import Layer, Layout, Section, Side, lay_out
 from secateur.report.table import quantity
+from secateur.report.tracks import HEADER, LINE, Line, Track, find_tracks, place_lines, stop_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png")
-# The palette of Okabe and Ito, told apart with any of the common colour blindnesses; families of one kind are shades.
+# The palette of Okabe and Ito, told apart with any of the common colour blindnesses.
 _COLOURS = {
     "embedding": "#0072B2",
     "heads": "#E69F00",
@@ -29,21 +29,36 @@ _COLOURS = {
     "mlp": "#009E73",
     "conv": "#56B4E9",
 }
-_SHADES = (0.0, 0.45, -0.35, 0.22, -0.18)
-"""How far the families of one kind are mixed with white (or, below zero, with black)."""
+_SPARE = ("#332288", "#882255", "#A08A00", "#44AA99")
+"""For further families of a kind, after the colours of kinds that the network does not have."""
+_MOST_FAMILIES = 8
+"""Families of a kind up to which each has an entry in the legend of its own."""
+_BAND = "#F4F5F7"
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _GREY = "#767676"
 _INK = "#222222"
 # Inches.
 _MARGIN = 0.3
-_LINE = 0.225
-_HEADER = 0.27
 _BAR = 0.115
 _HALF = 1.45
 _NUMBER = 0.62
-_LONGEST_NAME = 3.7
+_LONGEST_NAME = 4.3
+_CAPTION = "groups, where each begins"
 _RESOLUTION = 130
 _TALLEST = 400
 """Lines that fit on a PNG of full resolution; longer drawings become coarser, as a PNG has at most 65,536 pixels."""
+
+
+_FONTS = ["DejaVu Sans", "Verdana", "sans-serif"]
+"""The first comes with matplotlib; others as wide or narrower, for readers of an SVG who do not have it."""
+# Text stays text in an SVG: it can be searched, read aloud, and keeps the file small.
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "secateur",
+    "font.family": "sans-serif",
+    "font.sans-serif": _FONTS,
+    "hatch.linewidth": 0.6,
+}
 
 
 def check_drawing(path: Path) -> None:
@@ -68,36 +83,13 @@ def save_drawing(network: Network, path: Path, title: str = "") -> None:
         import matplotlib
     except ModuleNotFoundError as error:
         raise InputError("drawings need matplotlib: pip install 'secateur[report]'") from error
-    # Text stays text in an SVG: it can be searched, read aloud, and keeps the file small.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "secateur", "hatch.linewidth": 0.6}):
+    with matplotlib.rc_context(_SETTINGS):
         sheet = _Sheet(network, lay_out(network), title)
         figure = sheet.draw()
         kind = path.suffix.lower().removeprefix(".")
         metadata: dict[str, Any] = {"Date": None, "Title": title or "network"} if kind == "svg" else {}
         dpi = _RESOLUTION * min(1.0, _TALLEST / max(1, len(sheet.lines)))
         write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=dpi, metadata=metadata))
-
-
-@dataclass(eq=False)
-class _Line:
-    """One line of the drawing: a layer, or the header of a section."""
-
-    y: float
-    section: Section
-    layer: Layer | None
-
-
-@dataclass(eq=False)
-class _Track:
-    """A group as drawn: the lines that it stops at, with the roles of its axes there, and its column."""
-
-    group: int
-    stops: dict[int, set[str]] = field(default_factory=dict)
-    column: int = 0
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return min(self.stops), max(self.stops)
 
 
 class _Sheet:
@@ -108,15 +100,17 @@ class _Sheet:
         self.network = network
         self.layout = layout
         self.title = title
-        self.ties = {g: _letter(i) for i, (groups, _) in reversed(list(enumerate(layout.ties))) for g in groups}
+        self.ties: dict[int, str] = {}
+        for i, (groups, _) in enumerate(layout.ties):
+            self.ties |= {g: f"{self.ties.get(g, '')} ={_letter(i)}" for g in groups}
         self.colours = _colours(network)
         self.legend_rows = list(_flow(list(_legend(network)), 8.6))
-        self.top = _MARGIN + 0.75 + 0.2 * len(self.legend_rows) + 0.55
-        self.lines, self.bottom = _lines(layout.sections, self.top)
-        self.tracks = _tracks(network, layout, self.lines)
+        self.top = _MARGIN + 0.62 + 0.2 * len(self.legend_rows) + 0.62
+        self.lines, self.bottom = place_lines(layout.sections, self.top)
+        self.tracks = find_tracks(network, layout, self.lines)
         layers = [line.layer for line in self.lines if line.layer]
         self.name_x = _MARGIN + 0.12
-        names = max([_width(_shortened(layer.name)) for layer in layers] + [1.0])
+        names = max([self._name_width(line) for line in self.lines] + [1.0])
         headers = [_width(_heading(s), bold=True) for s in layout.sections if s.title]
         stays = max([_width(_stays(layer), 7) for layer in layers] + [0.0])
         # A header may reach over the column of what stays, which is empty on its line.
@@ -127,10 +121,17 @@ class _Sheet:
         self.pitch = 0.2 if columns <= 10 else 0.13
         self.labels_x = self.tracks_x + columns * self.pitch + 0.1
         starts = [sum(_width(t, 7.5) + 0.32 for _, t in self._starting(n)) for n in range(len(self.lines))]
-        self.width = max(self.labels_x + max([*starts, 0.5]) + _MARGIN, 9.2)
+        self.width = max(self.labels_x + max([*starts, _width(_CAPTION, 7.5)]) + _MARGIN, 9.2)
         self.notes = list(self._notes(int((self.width - 2 * _MARGIN - 0.3) / 0.066)))
         self.height = self.bottom + 0.35 + 0.165 * len(self.notes) + _MARGIN
         self.scale = _HALF / _widest(layers)
+
+    @staticmethod
+    def _name_width(line: Line) -> float:
+        if line.layer is None:
+            return 0.0
+        badge = "" if line.section.title else _badge(line.section)
+        return _width(_shortened(line.layer.name)) + _width(badge, bold=True)
 
     def draw(self) -> Figure:
         """Returns the figure."""
@@ -162,7 +163,8 @@ class _Sheet:
         _text(page, _MARGIN, _MARGIN + 0.08, self.title or "network", size=13, weight="bold")
         facts = (
             f"{quantity(network.params)} parameters, {quantity(network.macs)} MACs per example, "
-            f"{len(network.groups)} groups of channels in {len(network.families)} families"
+            f"{_many(len(network.groups), 'group')} of channels"
+            f" in {_many(len(network.families), 'family', 'families')}"
         )
         _text(page, _MARGIN, _MARGIN + 0.36, facts, size=9)
         y = _MARGIN + 0.68
@@ -173,12 +175,17 @@ class _Sheet:
                 _text(page, x + 0.22, y, text)
                 x += 0.22 + _width(text) + 0.28
             y += 0.2
-        y = self.top - 0.2
+        x = _MARGIN
+        for roles, text in _STOPS.items():
+            self._stop(page, [x + 0.08], [y], roles, _GREY)
+            _text(page, x + 0.22, y, text)
+            x += 0.22 + _width(text) + 0.28
+        y = self.top - 0.16
         for x, text, align in (
             (self.stays_x, "stays", "left"),
             (self.centre - 0.08, "takes  ◂", "right"),
             (self.centre + 0.08, "▸  makes", "left"),
-            (self.labels_x, "groups, where each begins", "left"),
+            (self.labels_x, _CAPTION, "left"),
         ):
             _text(page, x, y, text, size=7.5, colour=_GREY, align=align)
 
@@ -190,13 +197,13 @@ class _Sheet:
             mine = self.lines[first : first + count]
             first += count
             if section.title:
-                top, bottom = mine[0].y - _HEADER / 2, mine[-1].y + _LINE / 2 + 0.02
-                _box(page, _MARGIN, top, self.width - 2 * _MARGIN, bottom - top, "#F4F5F7", zorder=0)
+                top, bottom = mine[0].y - HEADER / 2, mine[-1].y + LINE / 2 + 0.02
+                _box(page, _MARGIN, top, self.width - 2 * _MARGIN, bottom - top, _BAND, zorder=0)
                 _box(page, _MARGIN - 0.06, top, 0.045, bottom - top, _INK if section.times > 1 else "#C9CDD3")
         for line in self.lines:
             if line.layer:
                 page.plot(
-                    [self.name_x + _width(_shortened(line.layer.name)) + 0.06, self.labels_x - 0.05],
+                    [self.name_x + self._name_width(line) + 0.06, self.labels_x - 0.05],
                     [line.y, line.y],
                     color="#D9DCE1",
                     linewidth=0.5,
@@ -205,19 +212,20 @@ class _Sheet:
 
     def _layer(self, page: Axes, layer: Layer, section: Section, y: float) -> None:
         name = _shortened(layer.name)
+        background = _BAND if section.title else "white"
         _text(page, self.name_x, y, name)
         if section.times > 1 and not section.title:
-            _text(page, self.name_x + _width(name) + 0.08, y, f"× {section.times}", weight="bold")
+            _text(page, self.name_x + _width(name), y, _badge(section), weight="bold")
         if layer.stays:
-            _text(page, self.stays_x, y, _stays(layer), size=7, colour="#555555", background="white")
-        self._bars(page, layer.takes, y, -1, _BAR)
-        self._bars(page, layer.makes, y, 1, _BAR)
-        self._bars(page, layer.holds, y, 1, _BAR / 2)
+            _text(page, self.stays_x, y, _stays(layer), size=7, colour="#555555", background=background)
+        self._bars(page, layer.takes, y, -1, background)
+        self._bars(page, layer.makes or layer.holds, y, 1, background)
 
-    def _bars(self, page: Axes, sides: Sequence[Side], y: float, direction: int, thick: float) -> None:
+    def _bars(self, page: Axes, sides: Sequence[Side], y: float, direction: int, background: str) -> None:
         """Draws axes outwards from the centre: parts in the colours of their groups, the heads they lie in below."""
         x = self.centre + direction * 0.03
         for side in sides:
+            thick = _BAR if self.network.axes[side.axis].role in ("in", "out") else _BAR / 2
             length = side.size * self.scale
             shown = min(max(length, 0.025), _HALF)
             start = x
@@ -234,7 +242,8 @@ class _Sheet:
             x += direction * 0.03
         if sides:
             text = " + ".join(_size(side) for side in sides)
-            _text(page, x + direction * 0.02, y, text, size=7.5, align="left" if direction > 0 else "right", background="white")
+            align = "left" if direction > 0 else "right"
+            _text(page, x + direction * 0.02, y, text, size=7.5, align=align, background=background)
 
     def _draw_tracks(self, page: Axes) -> None:
         for track in self.tracks:
@@ -243,12 +252,9 @@ class _Sheet:
             ys = [self.lines[n].y for n in track.span]
             page.plot([x, x], ys, color="white", linewidth=3.6, zorder=4, solid_capstyle="butt")
             page.plot([x, x], ys, color=colour, linewidth=2, zorder=5, solid_capstyle="butt")
-            for roles, style in _MARKERS.items():
-                at = [self.lines[n].y for n, found in track.stops.items() if _marker(found) == roles]
-                face = {"in": "white", "out": colour, "both": colour, "other": colour}[roles]
-                page.plot([x] * len(at), at, linestyle="none", color=colour, markerfacecolor=face, zorder=6, **style)
-                if roles == "both":
-                    page.plot([x] * len(at), at, linestyle="none", marker=".", markersize=3, color="white", zorder=7)
+            for roles in _STOPS:
+                at = [self.lines[n].y for n, found in track.stops.items() if stop_of(found) == roles]
+                self._stop(page, [x] * len(at), at, roles, colour)
         for n, line in enumerate(self.lines):
             x = self.labels_x
             for group, text in self._starting(n):
@@ -256,7 +262,14 @@ class _Sheet:
                 _text(page, x + 0.14, line.y, text, size=7.5)
                 x += 0.14 + _width(text, 7.5) + 0.18
 
-    def _track_x(self, track: _Track) -> float:
+    @staticmethod
+    def _stop(page: Axes, xs: Sequence[float], ys: Sequence[float], roles: str, colour: str) -> None:
+        face = "white" if roles == "in" else colour
+        page.plot(xs, ys, linestyle="none", color=colour, markerfacecolor=face, zorder=6, **_MARKERS[roles])
+        if roles == "both":
+            page.plot(xs, ys, linestyle="none", marker=".", markersize=3, color="white", zorder=7)
+
+    def _track_x(self, track: Track) -> float:
         return self.tracks_x + track.column * self.pitch
 
     def _starting(self, number: int) -> list[tuple[int, str]]:
@@ -266,9 +279,8 @@ class _Sheet:
 
     def _label(self, group: int) -> str:
         fibres, width = self.network.groups[group].channels.shape
-        shape = f"{fibres} × {width}" if fibres > 1 else str(width)
-        tie = f" ={self.ties[group]}" if group in self.ties else ""
-        return f"{self.network.groups[group].family} {shape}{tie}"
+        shape = f"{fibres} {_TIMES} {width}" if fibres > 1 else str(width)
+        return f"{self.network.groups[group].family} {shape}{self.ties.get(group, '')}"
 
     def _family(self, group: int) -> str:
         return "" if group == STAYS else self.network.groups[group].family
@@ -277,6 +289,8 @@ class _Sheet:
         """Yields the lines at the foot, and whether each is the first of its note."""
         told = [f"[{i}]  stays: {note}" for i, note in enumerate(self.layout.notes, 1)]
         told += [f"={_letter(i)}  keep equal widths: {text}" for i, (_, text) in enumerate(self.layout.ties)]
+        if any(side.heads for s in self.layout.sections for y in s.layers for side in (*y.takes, *y.makes)):
+            told.append("A thin strip below a bar: these channels lie in heads, and go with their head as well.")
         for note in told:
             for i, line in enumerate(textwrap.wrap(note, columns)):
                 yield line, i == 0
@@ -290,70 +304,30 @@ _MARKERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _marker(roles: set[str]) -> str:
-    """Returns how a track stops at a layer that makes its channels, takes them, does both, or only holds them."""
-    if {"in", "out"} <= roles:
-        return "both"
-    return next((role for role in ("out", "in") if role in roles), "other")
-
-
-def _lines(sections: Sequence[Section], y: float) -> tuple[list[_Line], float]:
-    """Returns the lines from `y` down, and where they end."""
-    lines: list[_Line] = []
-    for section in sections:
-        if section.title:
-            y += 0.06
-            lines.append(_Line(y + _HEADER / 2, section, None))
-            y += _HEADER
-        for layer in section.layers:
-            lines.append(_Line(y + _LINE / 2, section, layer))
-            y += _LINE
-        y += 0.06 if section.title else 0
-    return lines, y
-
-
-def _tracks(network: Network, layout: Layout, lines: Sequence[_Line]) -> list[_Track]:
-    """Returns the track of each group that is shown, in columns so that none overlap, the longest to the left."""
-    of_axis: dict[int, list[int]] = {}
-    for number, group in enumerate(network.groups):
-        for axis, _ in group.members:
-            of_axis.setdefault(axis, []).append(layout.stands_for[number])
-    tracks: dict[int, _Track] = {}
-    for n, line in enumerate(lines):
-        for axis in line.layer.axes if line.layer else ():
-            for group in of_axis.get(axis, ()):
-                stops = tracks.setdefault(group, _Track(group)).stops
-                stops.setdefault(n, set()).add(network.axes[axis].role)
-    taken: list[list[tuple[int, int]]] = []
-    for track in sorted(tracks.values(), key=lambda t: (t.span[0] - t.span[1], t.span[0], t.group)):
-        first, last = track.span
-        free = (i for i, spans in enumerate(taken) if all(last < a or b < first for a, b in spans))
-        track.column = next(free, len(taken))
-        if track.column == len(taken):
-            taken.append([])
-        taken[track.column].append(track.span)
-    return list(tracks.values())
+_STOPS = {
+    "out": "the layer makes the group",
+    "in": "takes it",
+    "both": "takes and makes it",
+    "other": "holds values for it (norm, bias, positions)",
+}
 
 
 def _legend(network: Network) -> Iterator[tuple[str, str]]:
     """Yields families with what is said of them; of many families of one kind, one entry for all."""
     families = network.families
-    kinds: dict[str, list[str]] = {}
-    for family in families:
-        kinds.setdefault(_kind(family), []).append(family)
-    for kind, names in kinds.items():
-        if len(names) > len(_SHADES):
+    for kind, names in _by_kind(network).items():
+        if len(names) > _MOST_FAMILIES:
             groups = sum(len(families[name]) for name in names)
-            yield names[0], f"{kind}: {_many(groups, 'group')} in {len(names)} families"
+            yield names[0], f"{kind}: {_many(groups, 'group')} in {len(names)} families (colours repeat)"
         else:
             for name in names:
                 channels = sum(group.size for group in families[name])
                 yield name, f"{name}: {_many(len(families[name]), 'group')}, {channels:,} channels"
-    yield "", "stays, for the reason [n]"
+    yield "", "stays, for reason [n]"
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _many(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def _flow(entries: Sequence[tuple[str, str]], width: float) -> Iterator[list[tuple[str, str]]]:
@@ -377,17 +351,22 @@ def _kind(family: str) -> str:
     return stem if number.isdigit() else family
 
 
-def _colours(network: Network) -> dict[str, str]:
-    from matplotlib.colors import to_hex, to_rgb
-
-    colours: dict[str, str] = {}
-    seen: dict[str, int] = {}
+def _by_kind(network: Network) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
     for family in network.families:
-        kind = _kind(family)
-        mix = _SHADES[seen.get(kind, 0) % len(_SHADES)]
-        seen[kind] = seen.get(kind, 0) + 1
-        towards = 1.0 if mix > 0 else 0.0
-        colours[family] = to_hex([c + (towards - c) * abs(mix) for c in to_rgb(_COLOURS[kind])])
+        kinds.setdefault(_kind(family), []).append(family)
+    return kinds
+
+
+def _colours(network: Network) -> dict[str, str]:
+    """Returns a colour per family: that of its kind for the first, then those that are spare, over and over."""
+    kinds = _by_kind(network)
+    spare = [colour for kind, colour in _COLOURS.items() if kind not in kinds] + list(_SPARE)
+    colours: dict[str, str] = {}
+    for kind, families in kinds.items():
+        own = [_COLOURS[kind], *spare]
+        colours |= {family: own[i % len(own)] for i, family in enumerate(families)}
+        spare = spare[len(families) - 1 :] or list(_SPARE)
     return colours
 
 
@@ -404,11 +383,15 @@ def _size(side: Side) -> str:
 
 
 def _stays(layer: Layer) -> str:
-    return "  ".join(f"{'×'.join(map(str, sizes))} [{note}]" for sizes, note in layer.stays)
+    return "  ".join(f"{_TIMES.join(map(str, sizes))} [{note}]" for sizes, note in layer.stays)
 
 
 def _heading(section: Section) -> str:
-    return section.title + (f"   × {section.times}" if section.times > 1 else "")
+    return section.title + _badge(section)
+
+
+def _badge(section: Section) -> str:
+    return f"   {_TIMES} {section.times}" if section.times > 1 else ""
 
 
 def _letter(number: int) -> str:
@@ -430,7 +413,7 @@ def _width(text: str, size: float = 8, bold: bool = False) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
+    font = FontProperties(family=_FONTS[0], size=size, weight="bold" if bold else "normal")
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
@@ -458,7 +441,6 @@ def _text(
         bbox=box,
         zorder=8,
         parse_math=False,
-        fontfamily="DejaVu Sans",
     )
 
 

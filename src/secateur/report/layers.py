@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -72,8 +73,13 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """What the line is called."""
-        return " · ".join(self.names)
+        """What the line is called; names with one parent share it: `attn.{q_bias · v_bias}`."""
+        pieces = []
+        for parent, names in groupby(self.names, lambda name: name.rpartition(".")[0]):
+            own = [name.removeprefix(f"{parent}.") for name in names]
+            text = " · ".join(own)
+            pieces.append(f"{parent}.{{{text}}}" if parent and len(own) > 1 else f"{parent}.{text}".lstrip("."))
+        return " · ".join(pieces)
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,15 @@ def groups_of(network: Network) -> np.ndarray:
 
 @dataclass(eq=False)
 class _Draft:
-    """A layer being put together: `path` of the module (of the tensor, where a module has several weights)."""
+    """A layer being put together: `path` of the module (of the tensor, where a module has several weights).
+
+    `names` are its own and those of what was joined to it later, `before` of what stands before it.
+    """
 
     path: str
     is_weight: bool
     tensors: dict[str, list[int]] = field(default_factory=dict)
+    before: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
 
@@ -154,9 +164,7 @@ def _layers(network: Network, notes: Sequence[Note]) -> list[Layer]:
         heads = tuple(g for g, _ in _in_order(group_of[axis.owners]) if g != STAYS)
         return Side(i, axis.channels.size, tuple(parts), heads)
 
-    return [
-        _layer(draft, block_of(draft.path), network.axes, side) for draft in _merge(drafts, network.axes, block_of)
-    ]
+    return [_layer(draft, block_of(draft.path), network.axes, side) for draft in _merge(drafts, network.axes, block_of)]
 
 
 def _layer(draft: _Draft, block: str, axes: Sequence[Axis], side: Callable[[int], Side]) -> Layer:
@@ -176,7 +184,8 @@ def _layer(draft: _Draft, block: str, axes: Sequence[Axis], side: Callable[[int]
                     if part.note and part.note not in told:
                         sizes.setdefault(part.note, []).append(part.count)
         stays += [(tuple(counts), note) for note, counts in sizes.items()]
-    return Layer(tuple(draft.names), block, mine, sides["in"], sides["out"], holds, tuple(dict.fromkeys(stays)))
+    names = (*draft.before, *draft.names)
+    return Layer(names, block, mine, sides["in"], sides["out"], holds, tuple(dict.fromkeys(stays)))
 
 
 def _drafts(axes: Sequence[Axis]) -> list[_Draft]:
@@ -208,8 +217,7 @@ def _names(draft: _Draft, block: str) -> list[str]:
         names = [draft.path]
     else:
         names = list(draft.tensors)
-    inside = [name.removeprefix(f"{block}.") if block else name for name in names]
-    return [", ".join(inside)]
+    return [name.removeprefix(f"{block}.") if block else name for name in names]
 
 
 def _blocks(paths: Sequence[str]) -> Callable[[str], str]:
@@ -244,7 +252,7 @@ def _without_numbers(path: str) -> tuple[str, str]:
 
 
 def _merge(drafts: Sequence[_Draft], axes: Sequence[Axis], block_of: Callable[[str], str]) -> list[_Draft]:
-    """Returns the drafts with norms and scales joined to the weight of their block that makes or takes what they hold."""
+    """Returns the drafts with norms and scales joined to the weight of their block that they have the channels of."""
     kept: list[_Draft] = []
     waiting: list[_Draft] = []
     for draft in drafts:
@@ -284,8 +292,7 @@ def _fits(
 
 def _join(weight: _Draft, loose: _Draft, after: bool) -> None:
     weight.tensors |= loose.tensors
-    own = len(weight.names) - 1 if not after else len(weight.names)
-    weight.names[own:own] = loose.names
+    (weight.names if after else weight.before).extend(loose.names)
 
 
 def _in_order(values: np.ndarray) -> list[tuple[int, int]]:
@@ -326,19 +333,23 @@ class _Folding:
 
     def fold(self) -> tuple[list[Section], list[int]]:
         """Returns the sections with repeats left out, and for each group the one shown in its place."""
-        stands_for = list(range(len(self._network.groups)))
         folded: list[Section] = []
+        repeats: list[range] = []
         start = 0
         while start < len(self._sections):
             unit, times = self._repeats(start)
             for i in range(start, start + unit):
-                repeats = range(i, i + unit * times, unit)
-                folded.append(self._as_one([self._sections[j] for j in repeats]))
-                for j in repeats:
-                    for shown, hidden in zip(self._groups[i], self._groups[j], strict=True):
-                        if stands_for[hidden] == hidden:
-                            stands_for[hidden] = stands_for[shown]
+                repeats.append(range(i, i + unit * times, unit))
+                folded.append(_as_one([self._sections[j] for j in repeats[-1]]))
             start += unit * times
+        stands_for = list(range(len(self._network.groups)))
+        # A group that a layer hands on to the next of its kind lies in shown and in hidden sections: it is shown.
+        shown = {group for alike in repeats for group in self._groups[alike[0]]}
+        for alike in repeats:
+            for j in alike[1:]:
+                for group, hidden in zip(self._groups[alike[0]], self._groups[j], strict=True):
+                    if hidden not in shown and stands_for[hidden] == hidden:
+                        stands_for[hidden] = group
         return folded, stands_for
 
     def _repeats(self, start: int) -> tuple[int, int]:
@@ -354,7 +365,8 @@ class _Folding:
     def _alike(self, i: int, j: int) -> bool:
         if j >= len(self._sections) or self._looks[i] != self._looks[j]:
             return False
-        return all(g == h or self._is_shifted(g, h, j - i) for g, h in zip(self._groups[i], self._groups[j], strict=True))
+        pairs = zip(self._groups[i], self._groups[j], strict=True)
+        return all(g == h or self._is_shifted(g, h, j - i) for g, h in pairs)
 
     def _is_shifted(self, group: int, other: int, by: int) -> bool:
         first, second = self._footprints[group], self._footprints[other]
@@ -375,23 +387,31 @@ class _Folding:
                 groups += here
         return look, groups
 
-    @staticmethod
-    def _as_one(alike: Sequence[Section]) -> Section:
-        first = alike[0]
-        if len(alike) == 1:
-            return first
-        title = merged([section.title or section.layers[0].name for section in alike])[0][0]
-        layers = first.layers if first.title else (replace(first.layers[0], names=(title,)),)
-        return Section(title if first.title else "", len(alike), layers)
+
+def _as_one(alike: Sequence[Section]) -> Section:
+    """Returns the section that stands for all; without a title if there is little that it would stand over."""
+    first = alike[0]
+    title = merged([section.title or section.layers[0].name for section in alike])[0][0]
+    if not first.title:
+        return Section("", len(alike), first.layers if len(alike) == 1 else (replace(first.layers[0], names=(title,)),))
+    if len(alike) == 1 and len(first.layers) < 3:
+        full = [replace(y, names=tuple(f"{first.title}.{name}" for name in y.names)) for y in first.layers]
+        return Section("", 1, tuple(full))
+    return Section(title, len(alike), first.layers)
 
 
 def _ties(network: Network, stands_for: Sequence[int]) -> Iterator[tuple[frozenset[int], str]]:
-    """Yields the groups, as shown, whose widths a link keeps equal, and the link in words."""
+    """Yields the groups, as shown, whose widths links keep equal, and the first such link in words.
+
+    Links of one pattern, as every block has one between the dimensions of its heads, are told together.
+    """
     group_of = groups_of(network)
-    alike: dict[frozenset[int], list[str]] = {}
+    alike: dict[str, list[tuple[set[int], str]]] = {}
     for link in network.links:
         groups = {int(g) for node in link.nodes for g in np.unique(group_of[node.channels]) if g != STAYS}
         if len(groups) > 1:
-            alike.setdefault(frozenset(stands_for[g] for g in groups), []).append(link_text(network, link))
-    for groups, texts in alike.items():
-        yield groups, texts[0] + (f"; {len(texts) - 1} more like it" if len(texts) > 1 else "")
+            text = link_text(network, link)
+            alike.setdefault(re.sub(r"\d+", "*", text), []).append(({stands_for[g] for g in groups}, text))
+    for links in alike.values():
+        more = f"; likewise {len(links) - 1} more, each by itself" if len(links) > 1 else ""
+        yield frozenset().union(*(groups for groups, _ in links)), links[0][1] + more
