@@ -425,7 +425,7 @@ def memory_tokens(m: Net, x: Tensor) -> Tensor:
 @net(
     (TOKENS,),
     lambda: {"qkv": nn.Linear(6, 48), "out": nn.Linear(16, 3), "heads": 4},
-    {"qkv:heads": 4, "qkv:dims.qk": 16},
+    _attention("qkv", 16),
 )
 def einops_attention(m: Net, x: Tensor) -> Tensor:
     q, k, v = einops.rearrange(m.qkv(x), "b n (three h d) -> three b h n d", three=3, h=m.heads)

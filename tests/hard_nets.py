@@ -287,7 +287,7 @@ def lstm(m: Net, x: Tensor) -> Tensor:
 @net(
     (TOKENS,),
     lambda: _recurrent(nn.LSTM(12, 8, 2, batch_first=True, bidirectional=True, proj_size=5), 10),
-    {"a": 12, "rnn": 8},
+    {"a": 12, "rnn": 13},
 )
 def lstm_of_two_layers_both_ways_projected(m: Net, x: Tensor) -> Tensor:
     return m.b(m.rnn(m.a(x))[0])

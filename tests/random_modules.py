@@ -216,6 +216,14 @@ class Maxout(nn.Module):
         y = self.layer(x)
         return y.view(*y.shape[:-1], y.shape[-1] // self.pieces, self.pieces).amax(-1)
 
+    def without(self, removed: dict[tuple[str, int], list[int]]) -> None:
+        """Keeps absent pieces of what is left from being the largest."""
+        gone = torch.zeros(self.layer.out_features, dtype=torch.bool)
+        gone[removed.get(("layer.bias", 0), [])] = True
+        units = gone.view(-1, self.pieces)
+        with torch.no_grad():
+            self.layer.bias[(units & ~units.all(1, keepdim=True)).ravel()] = -torch.inf
+
 
 class Coupling(nn.Module):
     """Each half is changed by what the other half says."""

@@ -54,6 +54,7 @@ def allocate(
         group_of[group.channels] = number
     floor = np.array([_floor(g, min_channels) for g in network.groups], np.int64)
     normalised = _normalise(network, scores)
+    normalised[_protected(network, normalised)] = np.inf
     ladders, notes = build_ladders(network, normalised, Choice(wanted > 0, floor, group_of))
     scopes: dict[object, list[Ladder]] = {}
     for i, ladder in enumerate(ladders):
@@ -109,7 +110,20 @@ def _ratios(
 def _floor(group: Group, min_channels: int | None) -> int:
     width = group.channels.shape[1]
     default = 1 if group.kind == "heads" else int(np.ceil(DEFAULT_FLOOR * width))
-    return min(width, max(group.minimum, default if min_channels is None else min_channels))
+    return min(width, max(1, default if min_channels is None else min_channels))
+
+
+def _protected(network: Network, scores: np.ndarray) -> np.ndarray:
+    """Returns which channels may not go since they are the best of a set of which two (or one head) must stay."""
+    protected = np.zeros(network.num_channels + 1, np.bool_)
+    for places in network.pairs:
+        inside = (places.owners >= 0).all()
+        candidates = np.unique(places.owners if inside else places.channels)
+        least = 1 if inside else 2 - int((places.channels < 0).sum())
+        candidates = candidates[candidates >= 0]
+        if least > 0:
+            protected[candidates[np.argsort(-scores[candidates], kind="stable")][:least]] = True
+    return protected
 
 
 def _normalise(network: Network, scores: Scores) -> np.ndarray:

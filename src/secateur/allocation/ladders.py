@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secateur.allocation.links import is_composite, sort_links
 from secateur.graph.network import Group, Indices, Ints, Link, Network
 
 
@@ -42,11 +43,22 @@ class Choice:
 
 
 def build_ladders(network: Network, scores: np.ndarray, choice: Choice) -> tuple[list[Ladder], list[str]]:
-    """Returns the ladders of all groups that take part, and a note for each group that was asked and cannot."""
+    """Returns the ladders of all groups that take part, and a note for each group that was asked and cannot.
+
+    Channels with an infinite score never go.
+    """
     ladders: list[Ladder] = []
     notes: list[str] = []
     done = np.zeros(network.num_channels + 1, np.bool_)
-    uniform, composite = _sort_links(network)
+    uniform, composite, refused = sort_links(network)
+    for link in refused:
+        channels = np.concatenate([np.concatenate([n.channels, n.owners]) for n in link.nodes])
+        done[channels] = True
+        groups = np.unique(choice.group_of[channels[channels >= 0]])
+        if choice.takes_part[groups].any():
+            notes.append(
+                _note(network, groups, "several sizes in the model's code tie them together in different ways")
+            )
     for link in composite:
         ladder, note = _composite_ladder(network, link, uniform, scores, choice)
         for node in link.nodes:
@@ -67,30 +79,29 @@ def build_ladders(network: Network, scores: np.ndarray, choice: Choice) -> tuple
         ladder, note = _uniform_ladder(network, link, scores, choice)
         ladders += [ladder] if ladder else []
         notes += [note] if note else []
+    done[-1] = False
     for number, group in enumerate(network.groups):
         free = group.channels[~done[group.channels]]
         if choice.takes_part[number] and free.size:
             ladders.append(_free_ladder(number, group, free, scores, int(choice.floor[number])))
-    return ladders, notes
-
-
-def _sort_links(network: Network) -> tuple[list[Link], list[Link]]:
-    """Returns links between fibres, and links in which some axis is made of whole heads."""
-    composite = [k for k in network.links if any(np.unique(n.owners).size > 1 for n in k.nodes)]
-    uniform = [k for k in network.links if not any(k is c for c in composite)]
-    return uniform, composite
+    return ladders, list(dict.fromkeys(notes))
 
 
 def _free_ladder(number: int, group: Group, channels: Ints, scores: np.ndarray, floor: int) -> Ladder:
     order = np.argsort(scores[channels], kind="stable")
     steps = channels[order][:, None]
-    limit = max(0, channels.size - floor)
+    limit = max(0, channels.size - max(floor, _never(channels, scores)))
     return Ladder((number,), steps, scores[steps[:, 0]], 1, channels.size, 1, limit)
 
 
 def _by_score(rows: Ints, scores: np.ndarray) -> Ints:
     """Returns each row of channels in ascending order of score."""
     return np.take_along_axis(rows, np.argsort(scores[rows], axis=1, kind="stable"), axis=1)
+
+
+def _never(rows: Ints, scores: np.ndarray) -> int:
+    """Returns the largest number of channels in a row that may never go."""
+    return int(np.isinf(scores[rows]).sum(axis=-1).max(initial=0))
 
 
 def _uniform_ladder(
@@ -109,7 +120,7 @@ def _uniform_ladder(
     rows = np.stack([n.channels for n in link.nodes])
     steps = _by_score(rows, scores).T
     floor = int(choice.floor[groups].max())
-    limit = max(0, rows.shape[1] - floor)
+    limit = max(0, rows.shape[1] - max(floor, _never(rows, scores)))
     return Ladder(
         tuple(groups.tolist()), steps, scores[steps].mean(axis=1), rows.shape[0], rows.shape[1], 1, limit
     ), None
@@ -139,8 +150,8 @@ def _composite_ladder(
 ) -> tuple[Ladder | None, str | None]:
     """A ladder for axes that must stay equal, some of which are heads x width: a step takes whole heads of each, or
     (where heads do not take part) a dimension of every head, and as many channels of the plain axes."""
-    plain = [n.channels for n in link.nodes if np.unique(n.owners).size == 1]
-    made_of_heads = [n for n in link.nodes if np.unique(n.owners).size > 1]
+    plain = [n.channels for n in link.nodes if not is_composite(n)]
+    made_of_heads = [n for n in link.nodes if is_composite(n)]
     lead = np.unique(np.concatenate([np.zeros(0, np.int64), *(choice.group_of[c] for c in plain)]))
     heads = np.unique(np.concatenate([choice.group_of[n.owners] for n in made_of_heads]))
     dims = np.unique(np.concatenate([choice.group_of[n.channels] for n in made_of_heads]))
@@ -161,7 +172,7 @@ def _composite_ladder(
         blocks = _blocks_of_dims(uniform, made_of_heads, scores, choice)
     else:
         return None, _note(network, dims, "their heads differ in number, and one size ties them")
-    floor = max(1, *choice.floor[lead].tolist(), *(b.floor for b in blocks))
+    floor = max(1, *choice.floor[lead].tolist(), *(b.floor for b in blocks), *(_never(c, scores) for c in plain))
     groups = np.unique(np.concatenate([lead, heads if by_heads else dims]))
     why = "heads go instead: the model's code ties heads x width to another width"
     note = _note(network, dims, why) if by_heads and by_dims else None
@@ -178,7 +189,7 @@ def _blocks_of_heads(nodes: list[Indices], scores: np.ndarray, choice: Choice) -
     for node in nodes:
         heads = np.unique(node.owners)
         width = node.channels.size // heads.size
-        floor = int(choice.floor[choice.group_of[heads[0]]]) * width
+        floor = max(int(choice.floor[choice.group_of[heads[0]]]), _never(heads, scores)) * width
         blocks.setdefault(heads.tobytes(), _Block(_by_score(heads[None], scores), width, floor))
     return list(blocks.values())
 
@@ -191,7 +202,7 @@ def _blocks_of_dims(uniform: list[Link], nodes: list[Indices], scores: np.ndarra
     for link in uniform:
         if any(np.isin(n.channels, inside).any() for n in link.nodes):
             fibres = np.stack([n.channels for n in link.nodes])
-            floor = int(choice.floor[choice.group_of[fibres].max()]) * heads
+            floor = max(int(choice.floor[choice.group_of[fibres].max()]), _never(fibres, scores)) * heads
             blocks.append(_Block(_by_score(fibres, scores), heads, floor))
     return blocks
 

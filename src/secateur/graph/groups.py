@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     return Network(
         num_channels=int(number.max()) + 1,
         axes=tuple(axes),
-        groups=_groups(model, axes, links, int(number.max()) + 1, _Marks(summed, _paired(trace, solution, number))),
+        groups=_groups(model, axes, links, int(number.max()) + 1, summed),
         links=links,
         frozen=_frozen(trace, axes, solution),
         attributes=_attributes(model, trace, axes, solution, number),
@@ -71,6 +70,8 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         unknown_operators=tuple(trace.unknown.items()),
         notes=tuple(trace.notes),
         inputs=inputs,
+        remainders=relations.remainders,
+        pairs=_pairs(trace, solution, number),
     )
 
 
@@ -157,20 +158,9 @@ def _frozen(trace: Trace, axes: Sequence[Axis], solution: Solution) -> tuple[Fro
     return tuple(result)
 
 
-@dataclass(frozen=True)
-class _Marks:
-    """Which channels run through a sum of activations (residual streams), and which must stay in pairs at least."""
-
-    summed: np.ndarray
-    paired: np.ndarray
-
-
-def _paired(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
-    paired = np.zeros(int(number.max()) + 2, np.bool_)
-    for labels in trace.relations.pairs:
-        paired[number[solution.channel[labels]]] = True
-    paired[STAYS] = False
-    return paired
+def _pairs(trace: Trace, solution: Solution, number: Ints) -> tuple[Indices, ...]:
+    pairs = (solution.places(labels, number) for labels in trace.relations.pairs)
+    return tuple(p for p in pairs if (p.channels >= 0).any() or (p.owners >= 0).any())
 
 
 def _summed(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
@@ -247,7 +237,7 @@ def _cost(terms: Sequence[tuple[int, Sequence[Extent]]], divisor: int = 1) -> Co
 
 
 def _groups(
-    model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, marks: _Marks
+    model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, summed: np.ndarray
 ) -> tuple[Group, ...]:
     """Returns the channels sorted into groups of one footprint, and the groups into families."""
     footprint = np.zeros(num_channels + 1, np.uint64)
@@ -277,7 +267,7 @@ def _groups(
         channels = np.flatnonzero(inverse == k).astype(np.int64)
         if not members[k]:
             continue
-        kind = _kind(channels[0], heads, inside, marks.summed, [axes[i] for i, _ in members[k]], ndim)
+        kind = _kind(channels[0], heads, inside, summed, [axes[i] for i, _ in members[k]], ndim)
         label = kind
         if kind == "head_dims":
             # a value dimension is also read by the projection behind it; query and key dimensions meet only each other
@@ -285,8 +275,7 @@ def _groups(
             label = "head_dims.v" if read else "head_dims.qk"
         name = _name(label, [axes[i] for i, _ in members[k]], model)
         signature = (label, tuple(sorted(Counter(_part(axes[i], n, types) for i, n in members[k]).items())))
-        minimum = 2 if marks.paired[channels].any() else 1
-        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k]), minimum))
+        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k])))
     return _with_families(groups)
 
 
@@ -298,12 +287,12 @@ def _with_families(groups: list[tuple]) -> tuple[Group, ...]:
             known.append(signature)
     result = []
     taken: Counter[str] = Counter()
-    for name, kind, label, signature, channels, members, minimum in groups:
+    for name, kind, label, signature, channels, members in groups:
         taken[name] += 1
         name = name if taken[name] == 1 else f"{name}#{taken[name]}"
         several = len(signatures[label]) > 1
         family = f"{label}.{signatures[label].index(signature) + 1}" if several else label
-        result.append(Group(name, kind, family, channels, members, minimum))
+        result.append(Group(name, kind, family, channels, members))
     return tuple(result)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class Labels:
     multiplies the tensor by it (None where no such labels exist). `factor` are labels of which the same is true, but
     which have no place in the tensor any more: a product of queries and keys scales with the queries. `is_parameter` is
     True while the tensor is computed from parameters alone. `node` is the number of the operation that made the tensor
-    (-1 for parameters and inputs).
+    (-1 for parameters and inputs). `copied` are dimensions along which one index is copied, with the size that the
+    model asks for (None where torch works it out): such a dimension is as long as whatever it meets.
     """
 
     arrays: tuple[Ints, ...] = ()
@@ -41,6 +43,7 @@ class Labels:
     is_parameter: bool = False
     node: int = -1
     factor: Ints | None = None
+    copied: tuple[tuple[int, Any], ...] = ()
 
     @property
     def scaling(self) -> tuple[Ints, ...]:

@@ -78,8 +78,7 @@ class Group:
     """Channels with one footprint, as an array of fibres x width: the heads of a block, the neurons of an MLP …
 
     `members` lists each axis that a channel of the group occupies (its position in `Network.axes`) with the number of
-    indices that one channel takes there. A head occupies all that lies inside it. `minimum` is the least number of
-    channels that must stay in each fibre for the network to work as traced.
+    indices that one channel takes there. A head occupies all that lies inside it.
     """
 
     name: str
@@ -87,7 +86,6 @@ class Group:
     family: str
     channels: Ints
     members: tuple[tuple[int, int], ...]
-    minimum: int = 1
 
     @property
     def size(self) -> int:
@@ -192,7 +190,9 @@ class Network:
     `macs_cost` give parameters, and multiply-accumulates per example at the traced input size (every matmul,
     convolution and attention product; norms, activations and biases are not counted), under any mask of survivors.
     `fingerprint` identifies the architecture: names and shapes of all its tensors. `values` are the inputs and the
-    decisions of a model that cannot run without values (see `graph/values.py`), else None.
+    decisions of a model that cannot run without values (see `graph/values.py`), else None. `remainders` counts how
+    often the model found one size not to be a multiple of another. Of each of `pairs`, sets of places, two must survive
+    (where they are made of heads, one head) for the operations to be those that were traced.
     """
 
     num_channels: int
@@ -211,6 +211,8 @@ class Network:
     notes: tuple[str, ...] = ()
     inputs: Any = field(repr=False, default=None)
     values: Any = field(repr=False, default=None)
+    remainders: int = 0
+    pairs: tuple[Indices, ...] = ()
 
     @property
     def params(self) -> int:

@@ -37,10 +37,14 @@ class Requirement:
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """Components that take part in an operation, aligned to its index space, and the operand's sizes there."""
+    """Components that take part in an operation, aligned to its index space, and the operand's sizes there.
+
+    `copied` are dimensions of size 1 that the model's code made as long as a size says (see `Labels.copied`).
+    """
 
     arrays: tuple[Ints, ...]
     shape: Shape
+    copied: tuple[tuple[int, Expression | None], ...] = ()
 
 
 class Relations:
@@ -49,6 +53,7 @@ class Relations:
     def __init__(self, where: Callable[[], str]) -> None:
         self.where = where
         self.num_labels = 1
+        self.remainders = 0
         self.same: list[tuple[Ints, Ints]] = []
         self.together: list[tuple[Ints, Ints]] = []
         self.owners: list[tuple[Ints, Ints]] = []
@@ -65,7 +70,8 @@ class Relations:
         self.powers: list[tuple[Expression, float, tuple[Ints, ...]]] = []
         self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent, float]] = []
         self._fibre_of = np.full(1, -1, np.int64)
-        self._fibre_size: list[int] = []
+        self._fibre_size = np.zeros(64, np.int64)
+        self._num_fibres = 0
 
     def new_labels(self, n: int) -> Ints:
         """Returns `n` fresh labels."""
@@ -107,14 +113,17 @@ class Relations:
         else:
             self.pin(slices(array, [axis]), reason)
 
-    def keep_two(self, labels: Ints) -> None:
-        """At least two must survive in each fibre of `labels`: a single one would make the operation another one."""
-        self.pairs.append(labels.ravel())
+    def keep_two(self, rows: Ints) -> None:
+        """At least two must survive in each row of labels: with a single one the operation would be another."""
+        self.pairs += list(rows) if rows.shape[1] > 1 else []
 
     def add_fibres(self, rows: Ints) -> None:
         """The rows (R x W) become fibres: each keeps the same number of labels, and loses its own least useful ones."""
-        ids = np.arange(len(self._fibre_size), len(self._fibre_size) + len(rows), dtype=np.int64)
-        self._fibre_size += [rows.shape[1]] * len(rows)
+        start, self._num_fibres = self._num_fibres, self._num_fibres + len(rows)
+        if self._num_fibres > self._fibre_size.size:
+            self._fibre_size = np.resize(self._fibre_size, max(self._num_fibres, 2 * self._fibre_size.size))
+        self._fibre_size[start : self._num_fibres] = rows.shape[1]
+        ids = np.arange(start, self._num_fibres, dtype=np.int64)
         self._fibre_of[rows] = ids[:, None]
         self._fibre_of[CONSTANT] = -1
         self.fibres.append(rows)
@@ -123,10 +132,24 @@ class Relations:
         """Returns the number of the fibre of each label, -1 where it is in none."""
         return self._fibre_of[labels]
 
+    def in_whole_fibres(self, rows: Ints) -> bool:
+        """True when each row of labels (R x W) is made of whole fibres, each in one piece (once or several times)."""
+        ids = self._fibre_of[rows]
+        if (ids < 0).any():
+            return False
+        new = np.ones(ids.shape, np.bool_)
+        new[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        starts = np.flatnonzero(new)
+        lengths = np.diff(starts, append=ids.size)
+        return bool((lengths % self._fibre_size[ids.ravel()[starts]] == 0).all())
+
     def is_width_axis(self, array: Ints, axis: int) -> bool:
-        """True when the labels along `axis` (others fixed) belong to one fibre: its members may differ between rows."""
-        ids = self.fibre_of(array)
-        return bool((ids >= 0).all() and (ids == ids.take([0], axis)).all())
+        """True when the labels along `axis` (others fixed) are whole fibres: other members may survive in each row."""
+        rows = slices(array, [i for i in range(array.ndim) if i != axis])
+        ids = self._fibre_of[rows]
+        if (ids == ids[:, :1]).all():
+            return bool((ids >= 0).all())
+        return self.in_whole_fibres(rows) and bool((self._fibre_size[ids] > 1).all())
 
     def own(self, parents: Ints, rows: Ints) -> None:
         """parents[i] is found wherever the labels rows[i] (n x m) are.
@@ -136,8 +159,8 @@ class Relations:
         """
         ids = self.fibre_of(rows)
         if (ids >= 0).all():
-            keys, counts = np.unique(np.arange(len(rows))[:, None] * len(self._fibre_size) + ids, return_counts=True)
-            sizes = np.asarray(self._fibre_size)[keys % len(self._fibre_size)]
+            keys, counts = np.unique(np.arange(len(rows))[:, None] * self._num_fibres + ids, return_counts=True)
+            sizes = self._fibre_size[keys % self._num_fibres]
             if (counts == sizes).all():
                 self.owners.append((parents, rows))
                 return
@@ -192,6 +215,9 @@ class Relations:
             else:
                 for axis in met:
                     self.hold(array, axis, CONSTANTS)
+        for axis, expression in (c for o in operands for c in o.copied):
+            for array in (a for o in operands for a in o.arrays if a.shape[axis] > 1 and id(a) not in constant):
+                self.require(expression, self.extent(array, axis))
         return self._relate(a for o in operands for a in o.arrays if id(a) not in constant)
 
     @staticmethod
@@ -274,6 +300,11 @@ class Relations:
     def number(self, expression: Expression) -> None:
         """Notes that the model computed with a size as a number: it must keep its value, or the function changes."""
         self.numbers.append((expression, self.where()))
+
+    def remainder(self, expression: Expression) -> None:
+        """Notes that a size was not divisible by another: models decide by that, so it must keep its value."""
+        self.remainders += 1
+        self.number(expression)
 
     def power(self, expression: Expression, exponent: float, weights: tuple[Ints, ...]) -> None:
         """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to some power."""

@@ -104,8 +104,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def operand_of(tensor: torch.Tensor, rank: int) -> Operand:
     """Returns a tensor's components and sizes aligned to the right of `rank` dimensions."""
-    shape = (1,) * (rank - tensor.ndim) + tuple(tensor.shape)
-    return Operand(tuple(align_right(a, rank) for a in labels_of(tensor).arrays), shape)
+    labels, missing = labels_of(tensor), rank - tensor.ndim
+    copied = tuple((axis + missing, size) for axis, size in labels.copied)
+    alone = {axis for axis, _ in copied}
+    shape = tuple(1 if i in alone else n for i, n in enumerate((*(1,) * missing, *tensor.shape)))
+    return Operand(tuple(align_right(a, rank) for a in labels.arrays), shape, copied)
 
 
 def elementwise(call: Call) -> Labels:

@@ -90,7 +90,8 @@ def einsum(call: Call) -> Labels | None:
         operands.append(Operand(tuple(lay_out(a) for a in labels_of(tensor).arrays), shape))
     gone = [i for i, k in enumerate(letters) if k not in result]
     for array in (a for o in operands for a in o.arrays if varying(a) & set(gone)):
-        call.relations.keep_two(array)  # torch multiplies element by element where a single index is contracted
+        # torch multiplies element by element where a single index is contracted
+        call.relations.keep_two(slices(array, sorted(varying(array) - set(gone))))
     arrays = contract(call, operands, tuple(sizes[k] for k in letters), gone)
     kept = [letters.index(k) for k in result]
     arrays = tuple(a.transpose([*kept, *gone]).reshape([a.shape[i] for i in kept]) for a in arrays)

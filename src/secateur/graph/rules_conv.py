@@ -99,7 +99,9 @@ def _grouped(call: Call, space: _Convolved) -> tuple[Ints, ...]:
     kernel = math.prod(call["weight"].shape[2:])
     if channels == groups == call["weight"].shape[0] * (call["weight"].shape[1] if space.transposed else 1):
         sizes = (space.sizes[0], channels, *space.sizes[2:])
-        operand = Operand(tuple(upright(a, rank) for a in main), (1, channels, *[1] * (rank - 2)))
+        copied = tuple((1, size) for axis, size in call.labels("weight").copied if axis == 0)
+        mine = 1 if copied else channels
+        operand = Operand(tuple(upright(a, rank) for a in main), (1, mine, *[1] * (rank - 2)), copied)
         for array in (a for a in space.arrays if a.shape[1] > 1):
             relations.require(call.expression(groups), relations.extent(array, 1))
         joined = relations.join([Operand(space.arrays, sizes), operand])
@@ -109,6 +111,8 @@ def _grouped(call: Call, space: _Convolved) -> tuple[Ints, ...]:
     if len(along) != 1 or varying(along[0]) != {1} or not main:
         for array in (*along, *outputs, *inputs):
             relations.freeze(array, "grouped convolution over channels that are not labelled")
+        relations.cost((), (space.sizes[0], *call["weight"].shape[:2], *space.sizes[2:]), kernel)
+        outputs = [np.tile(a, groups) for a in outputs] if space.transposed else outputs
         return (*(a for a in space.arrays if a.shape[1] == 1), *(upright(a, rank) for a in outputs))
     out = _groups_of(call, along[0].reshape(groups, -1), main[0].reshape(groups, -1), minor, space.transposed)
     beside = tuple(a for a in space.arrays if a.shape[1] == 1)
@@ -130,12 +134,13 @@ def _groups_of(call: Call, x: Ints, main: Ints, minor: list[Ints], transposed: b
     per_group = int(call["weight"].shape[1])
     if min(main.shape[1], per_group) == 1:
         relations.bundle(x if transposed else np.concatenate([x, main], axis=1))
+        relations.keep_two(x[:, :1].T)
         relations.require(call.expression(len(x)), RawExtent(x[:, :1].reshape(1, -1), "count"))
         for array in minor:
             relations.freeze(array, "whole groups of a convolution go, and all groups share it")
         return np.repeat(x[:, 0], per_group) if transposed else main.ravel()
     relations.add_fibres(main)
-    for side in (x, main):  # with a single one, whole groups would go
+    for side in (x, main, *(a[None] for a in minor)):  # with a single one, whole groups would go
         relations.keep_two(side)
     if transposed:
         return np.tile(minor[0], len(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -51,25 +52,17 @@ def unsqueeze(call: Call) -> Labels:
 @rule("expand", "broadcast_to")
 def expand(call: Call) -> Labels:
     rank = call.output.ndim
-    labels = call.labels("self").map(lambda a: align_right(a, rank))
-    shape = (1,) * (rank - call["self"].ndim) + call.shape("self")
-    return replace(labels, arrays=(*labels.arrays, *_copies(call, call["size"], shape)))
+    return replace(call.labels("self").map(lambda a: align_right(a, rank)), copied=_copied(call, call["size"]))
 
 
-def _copies(call: Call, sizes: Sequence[int], before: Shape) -> list[Ints]:
-    """Returns a component for each dimension along which one index is copied as often as a size of the model says.
-
-    Copies are all alike, so they may follow whatever they meet.
-    """
-    arrays: list[Ints] = []
-    for axis, expression in enumerate(call.expressions(list(sizes))):
-        n = int(call.output.shape[axis])
-        if before[axis] > 1 or n == 1 or isinstance(expression, int):
-            continue
-        labels = call.relations.new_labels(n)
-        call.relations.require(expression, RawExtent(labels[None], "count"))
-        arrays.append(labels.reshape([-1 if i == axis else 1 for i in range(len(before))]))
-    return arrays
+def _copied(call: Call, sizes: Sequence[int]) -> tuple[tuple[int, Expression | None], ...]:
+    """Returns the dimensions that only copy one index, as often as torch or the size of a tensor says."""
+    before = (1,) * (call.output.ndim - call["self"].ndim) + call.shape("self")
+    return tuple(
+        (axis, expression)
+        for axis, expression in enumerate(call.expressions(list(sizes)))
+        if before[axis] == 1 < call.output.shape[axis] and isinstance(expression, RawExtent | None)
+    )
 
 
 @rule("squeeze", "view", "reshape", "_unsafe_view", "_reshape_alias", "unflatten", "flatten", "view_as", "reshape_as")
@@ -86,7 +79,7 @@ def view(call: Call) -> Labels:
         after = regroup(array, old, new, blocks)
         for left, right in blocks:
             if any(array.shape[i] > 1 for i in left):
-                _constrain_block(call.relations, (array, old, left), (after, right), specs)
+                _constrain_block(call.relations, (array, left), (after, right), specs)
     return labels.map(lambda a: regroup(a, old, new, blocks))
 
 
@@ -126,15 +119,15 @@ def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
 
 def _constrain_block(
     relations: Relations,
-    source: tuple[Ints, Shape, range],
+    source: tuple[Ints, range],
     target: tuple[Ints, range],
     specs: list[Expression | None],
 ) -> None:
     """Relations that come from merging and splitting dimensions along which the label varies."""
-    array, old, left = source
+    array, left = source
     after, right = target
     if len([i for i in left if array.shape[i] > 1]) > 1:
-        _keep_order(relations, array, left, old)
+        _keep_order(relations, after, right)
     split = [i for i in right if after.shape[i] > 1]
     if len(split) > 1:
         relations.add_fibres(slices(after, [i for i in range(after.ndim) if i != split[-1]]))
@@ -148,36 +141,43 @@ def _require_quotient(relations: Relations, array: Ints, axis: int, specs: list[
     spec = specs[axis]
     if not isinstance(spec, Quotient):
         return False
-    # the divisor may equal another size by chance: the dimension just before comes first, then labelled ones
-    for other in sorted(range(len(specs)), key=lambda i: (i != axis - 1, array.shape[i] == 1)):
-        beside, copies = specs[other], 1
-        if isinstance(beside, Product) and isinstance(beside.left, int):
-            copies, beside = beside.left, beside.right
-        if other != axis and beside == spec.right:
-            flat = slices(array, [i for i in range(array.ndim) if i not in (axis, other)])
-            relations.quotients.append((spec, relations.extent(array, axis)))
-            for row in flat:
-                relations.require(spec.left, RawExtent(row[None], "count", copies))
-            return True
-    return False
+    used, copies = [axis], 1
+    for factor in _factors(spec.right):
+        # the divisor may equal another size by chance: the dimension just before comes first, then labelled ones
+        beside = [(i, specs[i]) for i in sorted(range(len(specs)), key=lambda i: (i != axis - 1, array.shape[i] == 1))]
+        found = next(((i, s) for i, s in beside if i not in used and factor in (s, *_factors(s))), None)
+        if found is None:
+            return False
+        used.append(found[0])
+        copies *= math.prod(f for f in _factors(found[1]) if isinstance(f, int) and f != factor)
+    relations.quotients.append((spec, relations.extent(array, axis)))
+    for row in slices(array, [i for i in range(array.ndim) if i not in used]):
+        relations.require(spec.left, RawExtent(row[None], "count", copies))
+    return True
 
 
-def _keep_order(relations: Relations, array: Ints, before: range, old: Shape) -> None:
+def _factors(expression: Expression | None) -> list[Expression]:
+    """Returns what an expression is a product of."""
+    if isinstance(expression, Product):
+        return [*_factors(expression.left), *_factors(expression.right)]
+    return [] if expression is None else [expression]
+
+
+def _keep_order(relations: Relations, after: Ints, right: range) -> None:
     """Survivors keep their order in a merged dimension only where fibres lie in one piece; else columns go together."""
-    full = [old[i] if i in before else n for i, n in enumerate(array.shape)]
-    order = [i for i in range(array.ndim) if i not in before] + list(before)
-    flat = np.broadcast_to(array, full).transpose(order).reshape(-1, int(np.prod([old[i] for i in before])))
-    ids = relations.fibre_of(flat)
-    if (ids < 0).any():
-        relations.freeze(array, "dimensions without a common layout are merged")
+    rows = slices(after, [i for i in range(after.ndim) if i not in right])
+    if (relations.fibre_of(rows) < 0).any():
+        relations.freeze(after, "dimensions without a common layout are merged")
         return
-    for labels, row in zip(flat, ids, strict=True):
-        starts = np.count_nonzero(np.diff(row)) + 1
-        if starts == np.unique(row).size:
+    for row in rows:
+        ids = relations.fibre_of(row)
+        count = np.unique(ids).size
+        if relations.in_whole_fibres(row[None]):
             continue
-        members = np.argsort(row, kind="stable")
-        columns = labels[members].reshape(np.unique(row).size, -1).T
-        relations.bundle(columns)
+        if ids.size % count:
+            relations.freeze(row, "dimensions without a common layout are merged")
+        else:
+            relations.bundle(row[np.argsort(ids, kind="stable")].reshape(count, -1).T)
 
 
 @rule("select")
@@ -233,12 +233,18 @@ def _require_part(
     """The code takes a part of a dimension to have the size `expression`: so many must survive in it."""
     part = array[(*[slice(None)] * axis, inside)]
     relations = call.relations
-    if varying(array) == {axis}:
+    if part.shape[axis] == 1:  # it is followed no further, for dimensions of size 1 have no labels
+        relations.hold(array, axis, reason)
+    elif varying(array) == {axis}:
+        relations.keep_two(part.reshape(1, -1))
         relations.require(expression, RawExtent(part.reshape(1, -1), "count"), reason)
     elif relations.is_width_axis(array, axis):
-        rows = slices(part, [i for i in range(part.ndim) if i != axis])
-        relations.add_fibres(rows)
-        relations.require(expression, RawExtent(rows, "width"), reason)
+        rows = slices(array, [i for i in range(array.ndim) if i != axis])
+        inner, outer = rows[:, inside], np.delete(rows, np.arange(rows.shape[1])[inside], axis=1)
+        for piece in (inner, outer):
+            if piece.size:
+                relations.add_fibres(piece)
+        relations.require(expression, RawExtent(inner, "width"), reason)
     else:
         relations.hold(array, axis, FIXED_POSITION)
 
@@ -389,9 +395,7 @@ def repeat(call: Call) -> Labels:
         a = align_right(a, rank)
         return np.tile(a, [n if a.shape[i] > 1 else 1 for i, n in enumerate(times)])
 
-    labels = call.labels("self").map(tile)
-    shape = (1,) * (rank - call["self"].ndim) + call.shape("self")
-    return replace(labels, arrays=(*labels.arrays, *_copies(call, times, shape)))
+    return replace(call.labels("self").map(tile), copied=_copied(call, times))
 
 
 @rule("repeat_interleave")

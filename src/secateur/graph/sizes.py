@@ -8,6 +8,7 @@ When one arrives as a shape argument, the expression tells which attribute must 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import torch
 from torch import nn
 
 from secateur.graph.labels import Ints, leaves
+
+TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Observer(Protocol):
     def number(self, expression: Expression) -> None:
         """A size went into arithmetic as a number: the function depends on its value."""
 
+    def remainder(self, expression: Expression) -> None:
+        """A size was not divisible by another."""
+
 
 class Size(int):
     """An integer with the `expression` that it was computed from."""
@@ -115,6 +121,10 @@ class Size(int):
 
     def _with(self, value: int, expression: Expression) -> Size:
         return Size(value, expression, self.observer)
+
+    def _compared(self) -> int:
+        """Returns the number for a comparison; torch's own checks of its arguments decide nothing."""
+        return int(self) if sys._getframe(2).f_code.co_filename.startswith(TORCH) else self._plain()
 
     def _plain(self) -> int:
         """Returns the number for arithmetic that is not followed: the size must then keep its value."""
@@ -174,19 +184,22 @@ class Size(int):
         return int.__hash__(self)
 
     def __lt__(self, other: Any) -> bool:
-        return self._plain() < other
+        return self._compared() < other
 
     def __le__(self, other: Any) -> bool:
-        return self._plain() <= other
+        return self._compared() <= other
 
     def __gt__(self, other: Any) -> bool:
-        return self._plain() > other
+        return self._compared() > other
 
     def __ge__(self, other: Any) -> bool:
-        return self._plain() >= other
+        return self._compared() >= other
 
     def __mod__(self, other: Any) -> Any:
-        return self._plain() % other
+        remainder = int(self) % int(other)
+        if remainder:
+            self.observer.remainder(self.expression)
+        return remainder
 
     def __rmod__(self, other: Any) -> Any:
         return other % self._plain()

@@ -28,11 +28,10 @@ from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, named
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise
-from secateur.graph.sizes import Size, as_float, followed_roots, install, powers_in, sizes_in
+from secateur.graph.sizes import TORCH, Size, as_float, followed_roots, install, powers_in, sizes_in
 from secateur.graph.values import Values, is_deciding
 
 _HERE = __file__.rsplit("/", 2)[0] + "/"
-_TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -74,7 +73,7 @@ class Trace:
         frame = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
-            if not name.startswith((_HERE, _TORCH, "<")):
+            if not name.startswith((_HERE, TORCH, "<")):
                 break
             frame = frame.f_back
         module = self.path[-1] if self.path and self.path[-1] else "the model"
@@ -433,6 +432,35 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _BATCH_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
+@contextmanager
+def _meta_autocast() -> Iterator[None]:
+    """Lets a model ask for `torch.autocast(x.device.type)`: there is none on `meta`, where nothing is computed."""
+    usual = torch.autocast.__init__
+
+    def init(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        usual(self, "cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = init
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = usual
+
+
+@contextmanager
+def _without_stale_sizes() -> Iterator[None]:
+    """Keeps the sizes of one run out of einops' caches, which outlive it."""
+    einops = sys.modules.get("einops.einops")
+    caches = [f for f in vars(einops).values() if hasattr(f, "cache_clear")] if einops else []
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
 def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Shapes:
     """Runs the model once on labels, freezes its outputs, and returns their shapes."""
     args, kwargs = arguments
@@ -445,6 +473,8 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
             torch._C._AutoDispatchBelowAutograd(),
             _module_paths(model, trace.path),
             followed_roots(),
+            _meta_autocast(),
+            _without_stale_sizes(),
             _Operators(trace, functions),
             functions,
         ):

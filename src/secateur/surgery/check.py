@@ -23,6 +23,8 @@ def check(before: Network, after: Network, plan: Plan) -> None:
     """
     if before.output_shapes != after.output_shapes:
         raise CutError(f"the cut model's outputs have shapes {after.output_shapes}, not {before.output_shapes}")
+    if after.remainders > before.remainders:
+        raise CutError("in the cut model, a size is no multiple any more of another that the model divides it by")
     if (after.params, after.macs) != (plan.params, plan.macs):
         raise CutError(
             f"the cut model has {after.params:,} parameters and {after.macs:,} MACs; "
