@@ -29,10 +29,10 @@ from typing import Any
 
 import timm
 import torch
-from bench import build, num_params, prune_by_peer, secateur_prune
-from zoo.families import smallest_member
 
+from bench import build, num_params, prune_by_peer, secateur_prune
 from secateur.graph.tracer import output_tensors
+from zoo.families import smallest_member
 
 LIBRARIES: dict[str, Callable[[Any, torch.Tensor], None]] = {
     "secateur": secateur_prune,

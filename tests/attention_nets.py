@@ -8,9 +8,10 @@ import einops
 import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange, Reduce
-from nets import TOKENS, Net, around, net, weights
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from nets import TOKENS, Net, around, net, weights
 
 Tensor = torch.Tensor
 CONTEXT = (2, 7, 6)
@@ -88,7 +89,11 @@ def mha_bias_kv(m: Net, x: Tensor) -> Tensor:
     return m.head(m.layer(x, x, x, need_weights=False)[0])
 
 
-@net((TOKENS,), lambda: around(nn.MultiheadAttention(16, 4, batch_first=True, add_zero_attn=True)), NO_RESIDUAL)
+@net(
+    (TOKENS,),
+    lambda: around(nn.MultiheadAttention(16, 4, batch_first=True, add_zero_attn=True)),
+    {"layer.out_proj": 16},
+)
 def mha_zero_attention(m: Net, x: Tensor) -> Tensor:
     x = m.stem(x)
     return m.head(m.layer(x, x, x)[0])
@@ -101,7 +106,11 @@ def mha_causal_mask(m: Net, x: Tensor) -> Tensor:
     return m.head(m.layer(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)[0])
 
 
-@net((TOKENS,), lambda: around(nn.MultiheadAttention(16, 4, batch_first=True), mask=torch.randn(8, 5, 5)), NO_RESIDUAL)
+@net(
+    (TOKENS,),
+    lambda: around(nn.MultiheadAttention(16, 4, batch_first=True), mask=torch.randn(8, 5, 5)),
+    {"stem": 16, "layer": 32, "layer.out_proj": 16},  # the mask has a place for each head, so heads stay
+)
 def mha_mask_for_each_head(m: Net, x: Tensor) -> Tensor:
     x = m.stem(x)
     return m.head(m.layer(x, x, x, attn_mask=torch.zeros(8, 5, 5, dtype=x.dtype, device=x.device))[0])

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nets import TOKENS, Net, around, net, weights
 from torch import nn
+
+from nets import TOKENS, Net, around, net, weights
 
 Tensor = torch.Tensor
 STREAM = {"stem": 16}

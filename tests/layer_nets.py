@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from nets import IMAGE, TOKENS, Net, conv, net
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from nets import IMAGE, TOKENS, Net, conv, net
 
 Tensor = torch.Tensor
 VOLUME = (2, 1, 4, 4, 4)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from layer_nets import chain
 from nets import IMAGE, Net, conv, net
-from torch import nn
 
 Tensor = torch.Tensor
 
@@ -337,7 +338,7 @@ def spatial_transformer(m: Net, x: Tensor) -> Tensor:
 @net(
     (IMAGE,),
     lambda: {"experts": nn.Parameter(torch.randn(3, 8, 3, 3, 3) / 3), "route": nn.Linear(3, 3), "b": conv(8, 3)},
-    {"route": 3, "experts": 8},
+    {"route": 3},  # the groups of the convolution are the images: its channels have no place of their own
 )
 def conditional_convolution(m: Net, x: Tensor) -> Tensor:
     weight = torch.einsum("ne,eoihw->noihw", m.route(x.mean((2, 3))).sigmoid(), m.experts)

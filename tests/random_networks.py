@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
 from nets import Attention
 from random_modules import (
     Along,
@@ -40,8 +43,6 @@ from random_modules import (
     Turned,
     Twice,
 )
-from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
 
 BATCH = 2
 

@@ -11,11 +11,11 @@ import timm
 import torch
 import torchvision
 import transformers
-from models import random_scores
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from models import random_scores
 from secateur import Network
 
 IMAGE = (1, 3, 224, 224)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import IMAGE, MODELS, WITH_HEADS, random_scores
 from torch import nn
 
 import secateur
+from models import IMAGE, MODELS, WITH_HEADS, random_scores
 from secateur import InputError, Network, Plan, PlanError, Scores
 from secateur.allocation.plan import GroupChange
 

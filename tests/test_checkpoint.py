@@ -16,12 +16,12 @@ import timm
 import torch
 import torchvision
 import transformers
-from models import build as build_test_model
-from models import images, outputs, random_scores
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
+from models import build as build_test_model
+from models import images, outputs, random_scores
 from secateur import CheckpointError, InputError, ModelSource, Plan, SecateurError
 
 CLASSES = 7

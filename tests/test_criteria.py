@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from criteria_models import (
     CRITERION_NAMES,
     NEEDS_BATCHES,
@@ -22,8 +24,6 @@ from criteria_models import (
     network,
     sample_gradients,
 )
-from torch import Tensor, nn
-
 from secateur.criteria import (
     CRITERIA,
     Calibration,

@@ -12,23 +12,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import attention_nets  # noqa: F401  (these fill HARD_NETS)
-import hard_nets  # noqa: F401
-import layer_nets  # noqa: F401
 import matplotlib
 import numpy as np
-import picture_nets  # noqa: F401
 import pytest
 import timm
 import torch
+from rich.console import Console
+from torch import nn
+
+import attention_nets  # noqa: F401  (these fill HARD_NETS)
+import hard_nets  # noqa: F401
+import layer_nets  # noqa: F401
+import picture_nets  # noqa: F401
+import secateur
 from models import IMAGE, MODELS
 from models import build as build_model
 from nets import HARD_NETS, NETS
 from nets import build as build_net
-from rich.console import Console
-from torch import nn
-
-import secateur
 from secateur.graph.network import STAYS, merged
 from secateur.report import drawing, explain, save_drawing
 from secateur.report.layers import Layout, groups_of, lay_out

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur.criteria.gradients as gradients_module
 from criteria_models import (
     CRITERION_NAMES,
     NEEDS_BATCHES,
@@ -20,9 +23,6 @@ from criteria_models import (
     network,
     sample_gradients,
 )
-from torch import Tensor, nn
-
-import secateur.criteria.gradients as gradients_module
 from secateur.criteria import (
     Calibration,
     cross_entropy,

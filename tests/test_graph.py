@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 import attention_nets  # noqa: F401  (these fill HARD_NETS)
 import hard_nets  # noqa: F401
 import layer_nets  # noqa: F401
 import picture_nets  # noqa: F401
-import pytest
-import torch
+import secateur
 from models import IMAGE, random_scores, reference
 from models import build as build_model
 from nets import HARD_NETS, NETS, build
-from torch.utils.flop_counter import FlopCounterMode
-
-import secateur
 from secateur.graph.tracer import output_tensors
 
 UNCOUNTED = ("spectral_norm",)

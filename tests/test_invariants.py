@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import IMAGE, MODELS, WITH_HEADS, build, images, outputs, random_scores, reference
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from models import IMAGE, MODELS, WITH_HEADS, build, images, outputs, random_scores, reference
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "global": {"ratio": 0.5},

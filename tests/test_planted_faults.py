@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+import secateur
 from models import build as build_model
 from models import images, outputs, random_scores, reference
 from nets import NETS, Net
 from nets import build as build_net
-from torch import nn
-
-import secateur
 from secateur import CutError, TraceError
 from secateur.graph.labels import Labels, align_blocks, labels_of, regroup, tensors_in, varying
 from secateur.graph.relations import Operand, Relations

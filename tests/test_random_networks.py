@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import random_scores, reference
-from nets import Attention
-from random_networks import networks
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from models import random_scores, reference
+from nets import Attention
+from random_networks import networks
 from secateur.graph.labels import leaves
 from secateur.graph.tracer import output_tensors
 

@@ -12,12 +12,12 @@ import timm
 import torch
 import torchvision
 import transformers
-from models import IMAGE, MODELS, build, images, outputs, random_scores
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from torch import nn
 
 import secateur
+from models import IMAGE, MODELS, build, images, outputs, random_scores
 from secateur import CutError, Plan, PlanError, SecateurError
 
 REQUESTS: dict[str, dict[str, Any]] = {

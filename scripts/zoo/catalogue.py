@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import nn
 class Entry:
     """One architecture: `library` it comes from, its `family` there, how to `build` it, and example `inputs` of two.
 
-    `training_inputs` are for a model that takes other inputs in training mode than in evaluation, such as targets.
+    A `deep` one is cut, run and trained as well, others are only analysed. `training_inputs` are for a model that takes
+    other inputs in training mode than in evaluation, such as targets.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Entry:
     build: Callable[[], nn.Module]
     inputs: Callable[[nn.Module], Any]
     training_inputs: Callable[[nn.Module], Any] | None = None
+    deep: bool = True
 
 
 def timm_inputs(model: nn.Module) -> torch.Tensor:
@@ -31,13 +33,6 @@ def timm_inputs(model: nn.Module) -> torch.Tensor:
     return torch.randn(2, *model.pretrained_cfg["input_size"])  # type: ignore[index]
 
 
-def timm_entry(name: str, family: str) -> Entry:
+def timm_entry(name: str, family: str, *, deep: bool) -> Entry:
     """Returns the entry of one timm architecture."""
-    return Entry(name, "timm", family, lambda: timm.create_model(name), timm_inputs)
-
-
-def timm_architectures() -> Iterator[Entry]:
-    """Yields every architecture that timm knows, by family."""
-    for family in timm.list_modules():
-        for name in timm.list_models(module=family):
-            yield timm_entry(name, family)
+    return Entry(name, "timm", family, lambda: timm.create_model(name), timm_inputs, None, deep)

@@ -59,15 +59,18 @@ def build_ladders(network: Network, scores: np.ndarray, choice: Choice) -> tuple
             notes.append(
                 _note(network, groups, "several sizes in the model's code tie them together in different ways")
             )
-    for link in composite:
-        ladder, note = _composite_ladder(network, link, uniform, scores, choice)
+    uniform_of = np.full(network.num_channels + 1, -1, np.int64)
+    for number, link in enumerate(uniform):
         for node in link.nodes:
+            uniform_of[node.channels] = number
+    uniform_of[-1] = -1
+    for link in composite:
+        channels = np.concatenate([np.concatenate([n.channels, n.owners]) for n in link.nodes])
+        within = [uniform[i] for i in np.unique(uniform_of[channels]).tolist() if i >= 0]
+        ladder, note = _composite_ladder(network, link, within, scores, choice)
+        done[channels] = True
+        for node in (n for other in within for n in other.nodes):
             done[node.channels] = True
-            done[node.owners] = True
-        for other in uniform:
-            if any(done[n.channels].any() for n in other.nodes):
-                for node in other.nodes:
-                    done[node.channels] = True
         done[-1] = False
         ladders += [ladder] if ladder else []
         notes += [note] if note else []
@@ -127,7 +130,7 @@ def _uniform_ladder(
 
 
 def _overlap(rows: Ints) -> bool:
-    return np.unique(rows).size != rows.size
+    return bool((np.diff(np.sort(rows, axis=None)) == 0).any())
 
 
 def _note(network: Network, groups: Ints, why: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from secateur.graph.network import Indices, Ints, Link, Network
@@ -19,18 +21,7 @@ def sort_links(network: Network) -> tuple[list[Link], list[Link], list[Link]]:
     dimensions inside the heads, of the other.
     """
     composite = [any(is_composite(n) for n in k.nodes) for k in network.links]
-    members = [_members(link) for link in network.links]
-    first = np.full(network.num_channels + 1, -1, np.int64)
-    overlaps: set[tuple[int, int]] = set()
-    by_channel: dict[int, list[int]] = {}
-    for i, channels in enumerate(members):
-        taken = first[channels]
-        shared = channels[taken >= 0]
-        for channel in shared.tolist():
-            by_channel.setdefault(channel, [int(first[channel])]).append(i)
-        first[channels[taken < 0]] = i
-    for several in by_channel.values():
-        overlaps.update((a, b) for n, a in enumerate(several) for b in several[n + 1 :])
+    overlaps = _overlaps(network.links)
     implied: set[int] = set()
     bad: set[int] = set()
     for a, b in sorted(overlaps):
@@ -47,11 +38,15 @@ def sort_links(network: Network) -> tuple[list[Link], list[Link], list[Link]]:
             implied.add(a)
         else:
             bad |= {a, b}
-    while True:  # what is tied to something that must stay, stays as well
-        more = {n for pair in overlaps for n in pair if set(pair) & bad} - bad
-        if not more:
-            break
+    met: dict[int, set[int]] = {}
+    for a, b in overlaps:
+        met.setdefault(a, set()).add(b)
+        met.setdefault(b, set()).add(a)
+    pending = list(bad)
+    while pending:  # what is tied to something that must stay, stays as well
+        more = met[pending.pop()] - bad
         bad |= more
+        pending += more
     kept = [i for i in range(len(network.links)) if i not in bad and i not in implied]
     return (
         [network.links[i] for i in kept if not composite[i]],
@@ -60,11 +55,28 @@ def sort_links(network: Network) -> tuple[list[Link], list[Link], list[Link]]:
     )
 
 
+def _overlaps(links: Sequence[Link]) -> set[tuple[int, int]]:
+    """Returns the pairs of links that are about the same channels."""
+    members = [np.zeros(0, np.int64), *(_members(link) for link in links)]
+    number = np.repeat(np.arange(-1, len(links)), [m.size for m in members])
+    channels = np.concatenate(members)
+    order = np.argsort(channels, kind="stable")
+    channels, number = channels[order], number[order]
+    found: set[tuple[int, int]] = set()
+    for apart in range(1, len(links)):  # those that share a channel stand side by side, in order
+        shared = np.flatnonzero(channels[apart:] == channels[:-apart])
+        if not shared.size:
+            break
+        pairs = np.unique(number[shared] * len(links) + number[shared + apart])
+        found.update(divmod(p, len(links)) for p in pairs.tolist())
+    return found
+
+
 def _members(link: Link) -> Ints:
-    """Returns all channels that a link is about, its heads included."""
-    parts = [n.channels for n in link.nodes] + [np.unique(n.owners) for n in link.nodes if is_composite(n)]
-    channels = np.unique(np.concatenate(parts))
-    return channels[channels >= 0]
+    """Returns all channels that a link is about, its heads included, each once."""
+    parts = [n.channels for n in link.nodes] + [n.owners for n in link.nodes if is_composite(n)]
+    channels = np.sort(np.concatenate(parts))
+    return channels[(channels >= 0) & (np.diff(channels, prepend=-1) != 0)]
 
 
 def _is_inside(whole: Link, part: Link) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ class AxisCut:
     dim: int
     size: int
     removed: tuple[int, ...]
+
+    @cached_property
+    def indices(self) -> Ints:
+        """What is removed, as an array."""
+        return np.array(self.removed, np.int64)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,11 @@ class Plan:
         }
         content["format"] = FORMAT
         content["groups"] = [asdict(g) for g in self.groups]
-        content["cuts"] = [{**asdict(c), "removed": _ranges(c.removed)} for c in self.cuts]
+        content["cuts"] = [
+            {"tensor": c.tensor, "dim": c.dim, "size": c.size, "removed": _ranges(c.indices)} for c in self.cuts
+        ]
         content["attributes"] = [asdict(a) for a in self.attributes]
-        content["rescales"] = [{**asdict(r), "indices": _ranges(r.indices)} for r in self.rescales]
+        content["rescales"] = [{**asdict(r), "indices": _ranges(np.array(r.indices, np.int64))} for r in self.rescales]
         content["frozen"] = [asdict(f) for f in self.frozen]
         content["notes"] = list(self.notes)
         content["inputs"] = self.inputs
@@ -141,9 +149,8 @@ class Plan:
         return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
 
 
-def _ranges(indices: tuple[int, ...]) -> str:
+def _ranges(values: Ints) -> str:
     """Returns sorted indices as text: (0, 1, 2, 5) becomes "0-2,5"."""
-    values = np.asarray(indices, np.int64)
     if not values.size:
         return ""
     breaks = np.flatnonzero(np.diff(values) != 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from secateur.graph.network import (
     ScaleFix,
 )
 from secateur.graph.sizes import RawExtent
-from secateur.graph.solve import Solution, solve
+from secateur.graph.solve import Solution, numbered, solve
 from secateur.graph.tracer import OUTPUT, Trace
 
 
@@ -45,22 +46,20 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     roles: list[Role] = [trace.roles.get(int(labels[0]), "other") for _, _, labels in trace.axes]
     active = [labels for (_, _, labels), role in zip(trace.axes, roles, strict=True) if role in ("in", "out")]
     solution = solve(relations, np.concatenate(active) if active else np.zeros(0, np.int64))
-    number = _number(solution, trace)
-    axes = []
-    for (tensor, dim, labels), role in zip(trace.axes, roles, strict=True):
-        places = solution.places(labels, number)
-        components = np.stack([solution.channel[labels], solution.owner[labels]])
-        axes.append(Axis(tensor, dim, places.channels, role, places.owners, components))
+    index = _Index(trace, solution)
+    number = _number(solution, index)
+    axes = _axes(trace, roles, index, number)
+    frozen = _frozen(axes, index, solution)
     shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
     summed = _summed(trace, solution, number)
     links = _links(solution, number)
     return Network(
         num_channels=int(number.max()) + 1,
-        axes=tuple(axes),
+        axes=axes,
         groups=_groups(model, axes, links, int(number.max()) + 1, summed),
         links=links,
-        frozen=_frozen(trace, axes, solution),
-        attributes=_attributes(model, trace, axes, solution, number),
+        frozen=frozen,
+        attributes=_attributes(model, (trace, solution, number), axes, frozen),
         scale_fixes=_scale_fixes(trace, solution, number),
         residuals=residuals(trace),
         params_cost=_params_cost(shapes, axes),
@@ -75,17 +74,40 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     )
 
 
-def _number(solution: Solution, trace: Trace) -> Ints:
+class _Index:
+    """All indices along all axes of a trace, one axis behind another: the component and the head of each."""
+
+    def __init__(self, trace: Trace, solution: Solution) -> None:
+        labels = np.concatenate([np.zeros(0, np.int64), *(labels for _, _, labels in trace.axes)])
+        self.sizes = np.array([labels.size for _, _, labels in trace.axes], np.int64)
+        self.components = np.stack([solution.channel[labels], solution.owner[labels]])
+
+    def split(self, values: Ints) -> list[Ints]:
+        """Returns values along the last dimension, one per index, as one part (a view) for each axis."""
+        return np.split(values, np.cumsum(self.sizes)[:-1], axis=-1) if self.sizes.size else []
+
+
+def _number(solution: Solution, index: _Index) -> Ints:
     """Returns per component the number of its channel, in order of first label; -1 for those that stay."""
-    number = np.full(int(solution.channel.max()) + 1, STAYS, np.int64)
-    on_tensors = np.concatenate([labels for _, _, labels in trace.axes]) if trace.axes else np.zeros(0, np.int64)
-    candidates = np.concatenate([solution.channel[on_tensors], solution.owner[on_tensors]])
-    candidates = candidates[candidates >= 0]
-    components, first = np.unique(candidates, return_index=True)
-    components = components[np.argsort(first)]
-    free = [c for c in components.tolist() if c not in solution.reason]
-    number[free] = np.arange(len(free))
+    number = np.full(solution.frozen.why.size, STAYS, np.int64)
+    components = index.components.ravel()
+    components = components[components >= 0]
+    position = np.empty(number.size, np.int64)
+    position[components[::-1]] = np.arange(components.size)[::-1]  # the last one written is the first one there
+    free = components[position[components] == np.arange(components.size)]
+    free = free[~solution.frozen.has(free)]
+    number[free] = np.arange(free.size)
     return number
+
+
+def _axes(trace: Trace, roles: Sequence[Role], index: _Index, number: Ints) -> tuple[Axis, ...]:
+    channels, owners = index.components
+    places = numbered(channels, owners, number)
+    parts = (index.split(values) for values in (places.channels, places.owners, index.components))
+    return tuple(
+        Axis(tensor, dim, channels, role, owners, components)
+        for (tensor, dim, _), role, channels, owners, components in zip(trace.axes, roles, *parts, strict=True)
+    )
 
 
 def _extent(raw: RawExtent, solution: Solution, number: Ints) -> Extent:
@@ -106,19 +128,20 @@ PUBLISHED_WIDTHS = ("num_features", "head_hidden_size", "embed_dim", "in_feature
 
 
 def _attributes(
-    model: nn.Module, trace: Trace, axes: Sequence[Axis], solution: Solution, number: Ints
+    model: nn.Module, solved: tuple[Trace, Solution, Ints], axes: Sequence[Axis], frozen: Sequence[Frozen]
 ) -> tuple[Attribute, ...]:
     """Returns the attributes that decide sizes, and those that only publish the width that a classifier reads.
 
     The latter are not read while the model runs, but a new classifier is built by them.
     """
+    trace, solution, number = solved
     found = [
         Attribute(a.module, a.path, _extent(e, solution, number))
         for a, e in trace.relations.attributes
         if not _is_fixed(e, solution, number)
     ]
     known = {(a.module, a.path) for a, _ in trace.relations.attributes}
-    outputs = {f.tensor for f in _frozen(trace, axes, solution) if f.dim == 0 and f.reason == OUTPUT}
+    outputs = {f.tensor for f in frozen if f.dim == 0 and f.reason == OUTPUT}
     for axis in axes:
         if axis.tensor in outputs and axis.dim == 1 and axis.role == "in" and (axis.channels >= 0).any():
             extent = Extent(Indices(axis.channels[None], axis.owners[None]), "count")
@@ -133,28 +156,41 @@ def _attributes(
 
 
 def _links(solution: Solution, number: Ints) -> tuple[Link, ...]:
-    links = []
-    for nodes in solution.links:
-        found = []
-        for node in nodes:
-            heads = node[:, 1]
-            owners = np.where(heads < 0, STAYS, number[heads])
-            found.append(Indices(number[node[:, 0]], owners))
-        if any((n.channels >= 0).any() or (n.owners >= 0).any() for n in found):
-            links.append(Link(tuple(found)))
-    return tuple(links)
+    """Returns the links of which something may go."""
+    found = solution.links
+    places = numbered(found.channels, found.owners, number)
+    inner = found.starts[1:-1]
+    nodes = [Indices(*n) for n in zip(np.split(places.channels, inner), np.split(places.owners, inner), strict=True)]
+    free = (places.channels >= 0) | (places.owners >= 0)
+    bounds = found.links.tolist()
+    moves = [free[a:b].any() for a, b in pairwise(found.starts[found.links].tolist())]
+    return tuple(Link(tuple(nodes[a:b])) for (a, b), m in zip(pairwise(bounds), moves, strict=True) if m)
 
 
-def _frozen(trace: Trace, axes: Sequence[Axis], solution: Solution) -> tuple[Frozen, ...]:
+def _places(axes: Sequence[Axis]) -> tuple[Ints, Ints]:
+    """Returns channels and owners of all indices, one axis behind another."""
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *(a.channels for a in axes)]), np.concatenate([none, *(a.owners for a in axes)])
+
+
+def _frozen(axes: Sequence[Axis], index: _Index, solution: Solution) -> tuple[Frozen, ...]:
+    """Returns what stays along each axis, by reason: first what stays in any case, then what may go with its head."""
+    channels, owners = _places(axes)
+    stays = np.flatnonzero(channels == STAYS)
+    axis = np.repeat(np.arange(len(axes)), index.sizes)[stays]
+    reasons = solution.frozen.reasons
+    case = (axis * 2 + (owners[stays] != STAYS)) * len(reasons) + solution.frozen.why[index.components[0, stays]]
+    runs = np.flatnonzero(np.diff(case, prepend=-1))
+    lengths = np.diff(runs, append=case.size)
+    cases, first, inverse = np.unique(case[runs], return_index=True, return_inverse=True)
+    counts = np.bincount(inverse, weights=lengths).astype(np.int64)
     result = []
-    for axis, (_, _, labels) in zip(axes, trace.axes, strict=True):
-        for stays, hint in (
-            ((axis.channels == STAYS) & (axis.owners == STAYS), ""),
-            ((axis.channels == STAYS) & (axis.owners != STAYS), " (they may go with their head)"),
-        ):
-            counts = Counter(solution.reason[c] for c in solution.channel[labels[stays]].tolist())
-            for (reason, where), count in counts.items():
-                result.append(Frozen(axis.tensor, axis.dim, count, reason + hint, where))
+    for i in np.lexsort((first, cases // max(1, len(reasons)))).tolist():
+        place, reason = divmod(int(cases[i]), len(reasons))
+        why, where = reasons[reason]
+        hint = " (they may go with their head)" if place % 2 else ""
+        here = axes[place // 2]
+        result.append(Frozen(here.tensor, here.dim, int(counts[i]), why + hint, where))
     return tuple(result)
 
 
@@ -240,58 +276,65 @@ def _groups(
     model: nn.Module, axes: Sequence[Axis], links: Sequence[Link], num_channels: int, summed: np.ndarray
 ) -> tuple[Group, ...]:
     """Returns the channels sorted into groups of one footprint, and the groups into families."""
-    footprint = np.zeros(num_channels + 1, np.uint64)
-    random = np.random.default_rng(0).integers(1, 2**63, size=(len(axes), 2), dtype=np.uint64)
+    groups = []
+    fibre = _fibres(links, num_channels)
     heads = np.zeros(num_channels + 1, np.bool_)
     inside = np.zeros(num_channels + 1, np.bool_)
-    for i, axis in enumerate(axes):
-        np.add.at(footprint, axis.channels, random[i, 0])
-        np.add.at(footprint, axis.owners, random[i, 1])
+    for axis in axes:
         heads[axis.owners] = True
         inside[axis.channels[axis.owners >= 0]] = True
-    keys, first, inverse = np.unique(footprint[:num_channels], return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    members: dict[int, list[tuple[int, int]]] = {k: [] for k in range(len(keys))}
-    representative = first
-    for i, axis in enumerate(axes):
-        present = np.unique(np.concatenate([axis.channels, axis.owners]))
-        for k in np.unique(inverse[present[present >= 0]]).tolist():
-            count = int(((axis.channels == representative[k]) | (axis.owners == representative[k])).sum())
-            if count:
-                members[k].append((i, count))
-    fibre = _fibres(links, num_channels)
-    groups = []
     types = {name: type(module).__name__ for name, module in model.named_modules()}
     ndim = {name: p.ndim for name, p in model.named_parameters()}
-    for k in order.tolist():
-        channels = np.flatnonzero(inverse == k).astype(np.int64)
-        if not members[k]:
-            continue
-        kind = _kind(channels[0], heads, inside, summed, [axes[i] for i, _ in members[k]], ndim)
+    parts = [_part(axis, types) for axis in axes]
+    for channels, members in _by_footprint(axes, num_channels):
+        here = [axes[i] for i, _ in members]
+        kind = _kind(channels[0], heads, inside, summed, here, ndim)
         label = kind
         if kind == "head_dims":
             # a value dimension is also read by the projection behind it; query and key dimensions meet only each other
-            read = any(axes[i].role == "in" for i, _ in members[k])
-            label = "head_dims.v" if read else "head_dims.qk"
-        name = _name(label, [axes[i] for i, _ in members[k]], model)
-        signature = (label, tuple(sorted(Counter(_part(axes[i], n, types) for i, n in members[k]).items())))
-        groups.append((name, kind, label, signature, _arrange(channels, fibre), tuple(members[k])))
+            label = "head_dims.v" if any(a.role == "in" for a in here) else "head_dims.qk"
+        signature = (label, frozenset(Counter((parts[i], n) for i, n in members).items()))
+        groups.append((_name(label, here, model), kind, label, signature, _arrange(channels, fibre), members))
     return _with_families(groups)
 
 
+def _by_footprint(axes: Sequence[Axis], num_channels: int) -> Iterator[tuple[Ints, tuple[tuple[int, int], ...]]]:
+    """Yields the channels of each footprint, in order of the first, and the members of the group that they make."""
+    sizes = [a.channels.size for a in axes]
+    channels, owners = _places(axes)
+    inside = np.flatnonzero((owners >= 0) & (owners != channels))
+    number = np.repeat(np.arange(len(axes)), sizes)[inside]
+    random = np.random.default_rng(0).integers(1, 2**63, size=(2, len(axes)), dtype=np.uint64)
+    footprint = np.zeros(num_channels + 1, np.uint64)
+    np.add.at(footprint, channels, np.repeat(random[0], sizes))
+    np.add.at(footprint, owners[inside], random[1][number])
+    _, first, inverse = np.unique(footprint[:num_channels], return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    group = np.argsort(order)[inverse]
+    by_group = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]) if group.size else []
+    of_first = np.full(num_channels + 1, -1, np.int64)
+    of_first[first[order]] = np.arange(order.size)
+    mine = np.flatnonzero(of_first[channels] >= 0)
+    place = np.concatenate([np.searchsorted(np.cumsum(sizes), mine, side="right"), number])
+    taken = np.concatenate([of_first[channels[mine]], of_first[owners[inside]]])
+    places, counts = np.unique((taken * len(axes) + place)[taken >= 0], return_counts=True)
+    members = [(p % len(axes), n) for p, n in zip(places.tolist(), counts.tolist(), strict=True)]
+    bounds = np.searchsorted(places, np.arange(order.size + 1) * len(axes)).tolist()
+    return ((c, tuple(members[a:b])) for c, (a, b) in zip(by_group, pairwise(bounds), strict=True) if a < b)
+
+
 def _with_families(groups: list[tuple]) -> tuple[Group, ...]:
-    signatures: dict[str, list[object]] = {}
+    signatures: dict[str, dict[object, int]] = {}
     for _, _, label, signature, *_ in groups:
-        known = signatures.setdefault(label, [])
-        if signature not in known:
-            known.append(signature)
+        known = signatures.setdefault(label, {})
+        known.setdefault(signature, len(known) + 1)
     result = []
     taken: Counter[str] = Counter()
     for name, kind, label, signature, channels, members in groups:
         taken[name] += 1
         name = name if taken[name] == 1 else f"{name}#{taken[name]}"
         several = len(signatures[label]) > 1
-        family = f"{label}.{signatures[label].index(signature) + 1}" if several else label
+        family = f"{label}.{signatures[label][signature]}" if several else label
         result.append(Group(name, kind, family, channels, members))
     return tuple(result)
 
@@ -320,9 +363,10 @@ def _name(label: str, axes: Sequence[Axis], model: nn.Module) -> str:
     return module or maker.tensor
 
 
-def _part(axis: Axis, count: int, types: dict[str, str]) -> tuple[str, str, int, int]:
+def _part(axis: Axis, types: dict[str, str]) -> tuple[str, str, int]:
+    """Returns what an axis is in a layer of its kind: type of module, name of tensor, dimension."""
     module, _, leaf = axis.tensor.rpartition(".")
-    return types.get(module, ""), leaf, axis.dim, count
+    return types.get(module, ""), leaf, axis.dim
 
 
 def _fibres(links: Sequence[Link], num_channels: int) -> Ints:
@@ -331,8 +375,7 @@ def _fibres(links: Sequence[Link], num_channels: int) -> Ints:
     number = 0
     for link in links:
         for node in link.nodes:
-            free = node.channels >= 0
-            if free.all() and np.unique(node.owners).size == 1:
+            if node.channels.min() >= 0 and (node.owners == node.owners[0]).all():
                 fibre[node.channels] = number
                 number += 1
     return fibre

@@ -8,7 +8,7 @@ Removing a label removes every entry of the tensor whose position holds that lab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,23 +59,26 @@ class Labels:
 NOTHING = Labels()
 
 
-def leaves(value: object) -> Iterator[object]:
-    """Yields everything in nested call arguments that is not a container, in order; of a slice, its two ends."""
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from leaves(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop)
-    else:
-        yield value
+def leaves(value: object) -> list[object]:
+    """Returns everything in nested call arguments that is not a container, in order; of a slice, its two ends."""
+    found: list[object] = []
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, (tuple, list)):
+            pending += reversed(current)
+        elif isinstance(current, dict):
+            pending += reversed(current.values())
+        elif isinstance(current, slice):
+            pending += (current.stop, current.start)
+        else:
+            found.append(current)
+    return found
 
 
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Yields all tensors in nested arguments."""
-    return (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """Returns all tensors in nested arguments."""
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -101,7 +104,7 @@ def detach(tensor: torch.Tensor) -> None:
 
 def varying(array: Ints) -> frozenset[int]:
     """Returns the dimensions along which a component's label varies."""
-    return frozenset(i for i, n in enumerate(array.shape) if n > 1)
+    return frozenset([i for i, n in enumerate(array.shape) if n > 1])
 
 
 def align_right(array: Ints, rank: int) -> Ints:
@@ -156,11 +159,15 @@ def regroup(array: Ints, old: Shape, new: Shape, blocks: list[tuple[range, range
         return array.reshape((1,) * len(new))
     full: list[int] = []
     target: list[int] = []
+    whole = True
     for before, after in blocks:
         if any(array.shape[i] > 1 for i in before):
+            whole = whole and len(before) == len(after) == 1
             full += [old[i] for i in before]
             target += [new[i] for i in after]
         else:
             full += [1] * len(before)
             target += [1] * len(after)
+    if whole:  # dimensions that keep their size, or change places with ones that are alike
+        return array.reshape(target)
     return compress(np.broadcast_to(array, full).reshape(target))

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +35,7 @@ class Indices:
 
     def alive(self, mask: Bools) -> Bools:
         """Returns which places survive under a mask from `Network.mask`."""
-        return mask[self.channels] & mask[self.owners]
+        return mask.take(self.channels) & mask.take(self.owners)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Axis:
 
     def alive(self, mask: Bools) -> Bools:
         """Returns which indices survive under a mask from `Network.mask`."""
-        return mask[self.channels] & mask[self.owners]
+        return mask.take(self.channels) & mask.take(self.owners)
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,12 @@ class Network:
     remainders: int = 0
     pairs: tuple[Indices, ...] = ()
 
-    @property
+    @cached_property
     def params(self) -> int:
         """The number of parameters of the model."""
         return self.params_cost(self.mask())
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates per example of the model at the traced input size."""
         return self.macs_cost(self.mask())

@@ -66,6 +66,7 @@ class Relations:
         self.attributes: list[tuple[FromAttribute, RawExtent]] = []
         self.costs: list[tuple[int, tuple[RawExtent, ...]]] = []
         self.quotients: list[tuple[Quotient, RawExtent]] = []
+        self.compared: list[tuple[FromAttribute, FromAttribute]] = []
         self.numbers: list[tuple[Expression, str]] = []
         self.powers: list[tuple[Expression, float, tuple[Ints, ...]]] = []
         self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent, float]] = []
@@ -159,6 +160,9 @@ class Relations:
         """
         ids = self.fibre_of(rows)
         if (ids >= 0).all():
+            if (ids == ids[:, :1]).all() and (self._fibre_size[ids[:, 0]] == rows.shape[1]).all():
+                self.owners.append((parents, rows))
+                return
             keys, counts = np.unique(np.arange(len(rows))[:, None] * self._num_fibres + ids, return_counts=True)
             sizes = self._fibre_size[keys % self._num_fibres]
             if (counts == sizes).all():
@@ -169,7 +173,12 @@ class Relations:
     def coarsen(self, array: Ints, axes: frozenset[int]) -> Ints:
         """Returns the component left of a joint `array` when `axes`, some of its dimensions, are reduced away."""
         kept = sorted(varying(array) - axes)
-        rows, index = np.unique(slices(array, kept), axis=0, return_inverse=True)
+        rows = slices(array, kept)
+        _, first, index = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+        if first.size < len(rows):  # rows that begin alike need not be alike
+            rows, index = np.unique(rows, axis=0, return_inverse=True)
+        else:
+            rows = rows[first]
         parents = self.new_labels(len(rows))
         self.own(parents, rows)
         return parents[index.ravel()].reshape([n if i in kept else 1 for i, n in enumerate(array.shape)])
@@ -290,9 +299,13 @@ class Relations:
         if expression is not None:
             self.requirements.append(Requirement(expression, extent, self.where(), reason))
 
-    def compare(self, left: Expression, right: Expression) -> None:
-        """Notes that the model compared two equal sizes: an attribute checked against a size must go on to match it."""
-        if isinstance(left, RawExtent) and isinstance(right, RawExtent | FromAttribute):
+    def compare(self, left: Expression, right: Expression, *, equal: bool) -> None:
+        """Notes that the model compared two sizes: attributes must go on to be equal, or different."""
+        if isinstance(left, FromAttribute) and isinstance(right, FromAttribute):
+            self.compared.append((left, right))
+        elif not equal:
+            return
+        elif isinstance(left, RawExtent) and isinstance(right, RawExtent | FromAttribute):
             self.require(right, left)
         elif isinstance(right, RawExtent) and isinstance(left, FromAttribute):
             self.require(left, right)

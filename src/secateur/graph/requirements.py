@@ -137,6 +137,17 @@ class _Settling:
             freeze = Freeze(extent.labels.ravel(), reason, where, extent.kind == "width")
             self.relations.freezes.append(freeze)
 
+    def follow(self, leader: FromAttribute, other: FromAttribute) -> None:
+        """Makes an attribute that decides nothing, but is compared with one that does, keep its proportion to it."""
+        times = leader.value // other.value if other.value > 0 else 0
+        if other in self.known or leader not in self.known:
+            return
+        if times and leader.value == times * other.value:
+            extent = self.known[leader][0]
+            self.place(other, RawExtent(extent.labels, extent.kind, extent.divisor * times), last=False)
+        else:
+            self.relations.numbers.append((leader, ""))
+
     def refuse(self, requirement: Requirement) -> None:
         """Freezes what a requirement that nothing can meet is about, and all that its expression reads."""
         self.hold(requirement.extent, requirement.reason, requirement.where)
@@ -165,6 +176,9 @@ def settle(relations: Relations, atoms: Ints) -> None:
             pending = waiting
     for requirement in pending:
         settling.refuse(requirement)
+    for left, right in relations.compared:
+        settling.follow(left, right)
+        settling.follow(right, left)
     for expression, where in relations.numbers:
         for extent in settling.extents(expression) or [e for x in leaves_of(expression) for e in settling.extents(x)]:
             settling.hold(extent, AS_NUMBER, where)

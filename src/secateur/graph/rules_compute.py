@@ -73,6 +73,9 @@ def einsum(call: Call) -> Labels | None:
     left, arrow, result = call["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != 2 or not arrow or not all(t.isalpha() and len(set(t)) == len(t) for t in terms):
+        for array in (a for t in call["tensors"] for a in labels_of(t).arrays):
+            for axis in varying(array):
+                call.relations.keep_two(slices(array, [i for i in range(array.ndim) if i != axis]))
         return None
     letters = sorted(set(left) - {","})
     sizes: dict[str, int] = {}
@@ -133,7 +136,7 @@ def attention(call: Call) -> Labels:
 
 def _keep_temperature(call: Call, q: Operand, rank: int) -> None:
     """The operator divides by sqrt(D) of the cut tensor: remember which weights can make up for it."""
-    weights = call.labels("query").scaling
+    weights = call.labels("query").scaling or call.labels("key").scaling
     for array in q.arrays:
         if array.shape[rank - 1] > 1:
             if weights:
@@ -324,3 +327,27 @@ def ordering(call: Call) -> tuple[Labels, ...] | Labels:
             call.relations.hold(array, axis, "sorted")
     passing = Labels(tuple(a for a in labels.arrays if a.shape[axis] == 1))
     return passing if not isinstance(call.output, (tuple, list)) else (passing,) * len(call.output)
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> Labels | tuple[Labels, ...]:
+    """v scaled to the norm g along all dimensions but `dim`."""
+    rank = call["v"].ndim
+    arrays = call.relations.join([operand_of(call["v"], rank), operand_of(call["g"], rank)])
+    is_parameter = call.labels("v").is_parameter and call.labels("g").is_parameter
+    weight = Labels(arrays, call.labels("g").scale, is_parameter)
+    return (weight, call.labels("g").map(lambda a: a)) if isinstance(call.output, (tuple, list)) else weight
+
+
+@rule("_trilinear")
+def bilinear(call: Call) -> Labels:
+    """Three factors, spread by the dimensions `expand1`, `expand2`, `expand3`, multiplied and summed over `sumdim`."""
+    operands = []
+    for i in "123":
+        operand = operand_of(call[f"i{i}"], call[f"i{i}"].ndim)
+        for axis in sorted(call[f"expand{i}"]):
+            operand = insert(operand, axis)
+        operands.append(operand)
+    mark_roles(call, call.labels("i2"), {0: "out", 1: "in", 2: "in"})
+    arrays = call.relations.reduce(call.relations.join(operands), call["sumdim"])
+    return Labels(tuple(a.reshape([n for i, n in enumerate(a.shape) if i not in call["sumdim"]]) for a in arrays))

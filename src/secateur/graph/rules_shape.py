@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -56,12 +57,12 @@ def expand(call: Call) -> Labels:
 
 
 def _copied(call: Call, sizes: Sequence[int]) -> tuple[tuple[int, Expression | None], ...]:
-    """Returns the dimensions that only copy one index, as often as torch or the size of a tensor says."""
+    """Returns the dimensions that only copy one index, as often as torch or a size of the model says."""
     before = (1,) * (call.output.ndim - call["self"].ndim) + call.shape("self")
     return tuple(
         (axis, expression)
         for axis, expression in enumerate(call.expressions(list(sizes)))
-        if before[axis] == 1 < call.output.shape[axis] and isinstance(expression, RawExtent | None)
+        if before[axis] == 1 < call.output.shape[axis] and not isinstance(expression, int)
     )
 
 
@@ -72,15 +73,35 @@ def view(call: Call) -> Labels:
     labels = call.labels("self")
     if not labels.arrays:
         return Labels(is_parameter=labels.is_parameter)
-    blocks = align_blocks(old, new)
     specs = _view_specs(call, new)
+    old, labels = _refine(old, new, labels)
+    blocks = align_blocks(old, new)
     labels = _fuse_merged(call.relations, labels, blocks)
+    done: dict[int, Ints] = {}
     for array in labels.arrays:
-        after = regroup(array, old, new, blocks)
+        after = done[id(array)] = regroup(array, old, new, blocks)
         for left, right in blocks:
             if any(array.shape[i] > 1 for i in left):
                 _constrain_block(call.relations, (array, left), (after, right), specs)
-    return labels.map(lambda a: regroup(a, old, new, blocks))
+    return labels.map(lambda a: done[id(a)] if id(a) in done else regroup(a, old, new, blocks))
+
+
+def _refine(old: Shape, new: Shape, labels: Labels) -> tuple[Shape, Labels]:
+    """Returns shape and labels with dimensions split where those of `new` end, if only that keeps components apart.
+
+    A view of (tokens, batch x heads, width) as (tokens x batch, heads x width) mixes no components: the batch leaves.
+    """
+    ends = sorted({int(np.prod(shape[:i])) for shape in (old, new) for i in range(len(shape) + 1)})
+    apart = all(sum(bool(varying(a) & set(before)) for a in labels.arrays) < 2 for before, _ in align_blocks(old, new))
+    if apart or any(b % a for a, b in pairwise(ends)):
+        return old, labels
+    fine = tuple(b // a for a, b in pairwise(ends))
+    blocks = align_blocks(old, fine)
+    split = labels.map(lambda a: regroup(a, old, fine, blocks))
+    for before, after in zip(labels.arrays, split.arrays, strict=True):
+        if len(varying(after)) > len(varying(before)):
+            return old, labels
+    return fine, split
 
 
 def _fuse_merged(relations: Relations, labels: Labels, blocks: list[tuple[range, range]]) -> Labels:
@@ -342,8 +363,8 @@ def _scale_of_parts(parts: list[Labels], axis: int) -> tuple[Ints, ...] | None:
     scales = [lab.scale for lab in parts if lab.scale is not None]
     if len(scales) < len(parts):
         return None
-    if all(len(s) == 1 and s[0].shape[axis] > 1 for s in scales):
-        return (_concatenate([s[0] for s in scales], axis),)
+    if len({len(s) for s in scales}) == 1 and all(a.shape[axis] > 1 for s in scales for a in s):
+        return tuple(_concatenate(list(parallel), axis) for parallel in zip(*scales, strict=True))
     different: dict[int, Ints] = {id(a): a for s in scales for a in s}
     return tuple(different.values()) if all(a.shape[axis] == 1 for a in different.values()) else None
 

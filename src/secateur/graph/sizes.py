@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.labels import Ints, leaves
+from secateur.graph.labels import Ints
 
 TORCH = torch.__file__.rsplit("/", 1)[0] + "/"
 
@@ -97,8 +97,8 @@ def leaves_of(expression: Expression) -> Iterator[Leaf]:
 class Observer(Protocol):
     """What wants to know what the model does with sizes."""
 
-    def compare(self, left: Expression, right: Expression) -> None:
-        """Two sizes were found equal."""
+    def compare(self, left: Expression, right: Expression, *, equal: bool) -> None:
+        """Two sizes were found equal, or different."""
 
     def number(self, expression: Expression) -> None:
         """A size went into arithmetic as a number: the function depends on its value."""
@@ -173,8 +173,8 @@ class Size(int):
 
     def __eq__(self, other: object) -> bool:
         equal = int(self) == (int(other) if isinstance(other, Size) else other)
-        if equal and isinstance(other, Size):
-            self.observer.compare(self.expression, other.expression)
+        if isinstance(other, Size):
+            self.observer.compare(self.expression, other.expression, equal=equal)
         return equal
 
     def __ne__(self, other: object) -> bool:
@@ -386,13 +386,3 @@ def install(model: nn.Module, observer: Observer) -> None:
             elif type(value) in (tuple, list, torch.Size) and value and all(type(v) is int for v in value):
                 sizes = [Size(v, FromAttribute(name, (*path, i), v), observer) for i, v in enumerate(value)]
                 attributes[key] = type(value)(sizes)
-
-
-def powers_in(arguments: object) -> Iterator[Power]:
-    """Yields all `Power`s in call arguments."""
-    return (leaf for leaf in leaves(arguments) if isinstance(leaf, Power))
-
-
-def sizes_in(arguments: object) -> Iterator[int]:
-    """Yields all integers in nested call arguments, in order."""
-    return (leaf for leaf in leaves(arguments) if isinstance(leaf, int) and not isinstance(leaf, bool))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from numpy.typing import NDArray
 
 from secateur.graph.labels import CONSTANT, Ints
-from secateur.graph.network import STAYS, Indices
+from secateur.graph.network import STAYS, Bools, Indices
 from secateur.graph.relations import Freeze, Relations
 from secateur.graph.requirements import settle
 from secateur.graph.sizes import RawExtent
@@ -18,33 +18,91 @@ from secateur.graph.sizes import RawExtent
 LINKED = "keeps the size of something that stays: "
 
 
+class Frozen:
+    """Which components stay, and the first reason for each: `why` numbers `reasons`, (reason, where); -1 if free."""
+
+    def __init__(self, num_components: int) -> None:
+        self.why = np.full(num_components, -1, np.int64)
+        self.reasons: list[tuple[str, str]] = []
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def add(self, components: Ints, why: str, where: str) -> Ints:
+        """Freezes components; returns those that were free until now."""
+        new = components[self.why[components] < 0]
+        if new.size:
+            number = self._numbers.setdefault((why, where), len(self.reasons))
+            if number == len(self.reasons):
+                self.reasons.append((why, where))
+            self.why[new] = number
+        return new
+
+    def has(self, components: Ints) -> Bools:
+        """Returns which of `components` are frozen."""
+        return self.why[components] >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """Nodes, which are sets of places, sorted by the link that keeps them equal in size.
+
+    Node i has the entries from `starts[i]` to `starts[i + 1]` of `channels` and `owners` (components, before
+    numbering), link j the nodes from `links[j]` to `links[j + 1]`.
+    """
+
+    channels: Ints
+    owners: Ints
+    starts: Ints
+    links: Ints
+
+
 @dataclass(eq=False)
 class Solution:
-    """Per label: its component (`channel`, before numbering), the component of the head that it lies in, or -1.
-
-    `reason` maps a frozen component to the first reason for it. `links` are sets of places of equal size.
-    """
+    """Per label: its component (`channel`, before numbering), the component of the head that it lies in, or -1."""
 
     channel: Ints
     owner: Ints
-    reason: dict[int, tuple[str, str]]
-    links: list[list[Ints]]
+    frozen: Frozen
+    links: Links
 
     def places(self, labels: Ints, number: Ints) -> Indices:
         """Returns labels as places, with components numbered by `number` (-1 for those that stay)."""
-        owner = self.owner[labels]
-        owners = np.where(owner < 0, STAYS, number[owner])
-        # an index inside a head has two ways to go; a frozen channel may still go with its head
-        return Indices(number[self.channel[labels]], owners)
+        return numbered(self.channel[labels], self.owner[labels], number)
 
 
-def _components(n: int, edges: list[tuple[Ints, Ints]]) -> Ints:
-    if not edges:
-        return np.arange(n, dtype=np.int64)
-    a = np.concatenate([e[0] for e in edges])
-    b = np.concatenate([e[1] for e in edges])
-    graph = coo_matrix((np.ones(a.size, np.bool_), (a, b)), shape=(n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+def numbered(channels: Ints, owners: Ints, number: Ints) -> Indices:
+    """Returns components and those of their heads as places, numbered by `number`."""
+    # an index inside a head has two ways to go; a frozen channel may still go with its head
+    return Indices(number[channels], np.where(owners < 0, STAYS, number[owners]))
+
+
+def _components(n: int, a: Ints, b: Ints) -> Ints:
+    """Returns the connected component of each of `n` nodes under the edges a[i] - b[i], in order of first node.
+
+    Each root takes the least root that it has an edge to as parent, until no edge is left between two trees. A root
+    without a lesser neighbour is the parent of one that has: at least half of the roots vanish in each round.
+    """
+    parent = np.arange(n)
+    while a.size:
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        deep = np.flatnonzero(parent[parent] != parent)
+        while deep.size:
+            parent[deep] = parent[parent[deep]]
+            deep = deep[parent[parent[deep]] != parent[deep]]
+        a, b = parent[a], parent[b]
+        apart = a != b
+        a, b = a[apart], b[apart]
+    return (np.cumsum(parent == np.arange(n)) - 1)[parent]
+
+
+def _joined(arrays: Sequence[Ints]) -> Ints:
+    """Returns arrays as one, flat."""
+    return np.concatenate([np.zeros(0, np.int64), *(a.ravel() for a in arrays)])
+
+
+def _spans(starts: Ints, sizes: Ints) -> Ints:
+    """Returns all numbers of several spans, each given by its start and its size, one span behind another."""
+    behind = np.cumsum(sizes)
+    return np.repeat(starts - behind + sizes, sizes) + np.arange(int(sizes.sum()))
 
 
 def solve(relations: Relations, active: Ints) -> Solution:
@@ -54,34 +112,32 @@ def solve(relations: Relations, active: Ints) -> Solution:
     """
     n = relations.num_labels
     same, constants = _without_constants(relations)
-    atoms = _components(n, same)
+    atoms = _components(n, _joined([a for a, _ in same]), _joined([b for _, b in same]))
     settle(relations, atoms)
-    together = [*same, *relations.together]
-    channel, owner = _heads(n, atoms, together, relations.owners)
-    reason: dict[int, tuple[str, str]] = {}
-    frozen = np.zeros(int(channel.max()) + 1, np.bool_)
+    channel, owner = _heads(atoms, relations)
+    frozen = Frozen(int(channel.max()) + 1)
     for freeze in [*relations.freezes, *constants]:
         labels = freeze.labels[freeze.labels != CONSTANT]
         hit = channel[labels]
         if not freeze.channel_only:
             hit = np.concatenate([hit, owner[labels][owner[labels] >= 0]])
-        _freeze(frozen, reason, hit, freeze.reason, freeze.where)
-    _freeze(frozen, reason, channel[[CONSTANT]], "constant", "")
+        frozen.add(hit, freeze.reason, freeze.where)
+    frozen.add(channel[[CONSTANT]], "constant", "")
     for rows, why, where in relations.pins:
         owners = owner[rows]
         alone = (owners == owners[:, :1]).all(axis=1) & (owners[:, 0] >= 0)
-        _freeze(frozen, reason, owners[alone, 0], why, where)
+        frozen.add(owners[alone, 0], why, where)
     for extent in _row_extents(relations):
         owners = owner[extent.labels]
         if (owners < 0).any():
-            _freeze(frozen, reason, owners[owners >= 0], "its heads lie beside something that cannot go", "")
-    idle = np.ones_like(frozen)
+            frozen.add(owners[owners >= 0], "its heads lie beside something that cannot go", "")
+    idle = np.ones(frozen.why.size, np.bool_)
     idle[channel[active]] = False
     idle[owner[active][owner[active] >= 0]] = False
-    _freeze(frozen, reason, np.flatnonzero(idle & ~frozen), "no layer computes with it", "")
+    frozen.add(np.flatnonzero(idle), "no layer computes with it", "")
     links = _links(relations, channel, owner)
-    _settle(frozen, reason, links, channel, owner)
-    return Solution(channel, owner, reason, links)
+    _settle(frozen, links)
+    return Solution(channel, owner, frozen, links)
 
 
 def _row_extents(relations: Relations) -> Iterator[RawExtent]:
@@ -102,127 +158,166 @@ def _without_constants(relations: Relations) -> tuple[list[tuple[Ints, Ints]], l
     return edges, constants
 
 
-def _heads(n: int, atoms: Ints, edges: list[tuple[Ints, Ints]], owners: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+def _heads(atoms: Ints, relations: Relations) -> tuple[Ints, Ints]:
     """Returns per label its component and the component of its head (-1: none).
 
     Two parents of one label become one channel. A parent that is tied to what lies inside it takes it all along.
     """
-    edges = list(edges)
-    children = [np.repeat(p, r.shape[1]) for p, r in owners]
-    parents = np.concatenate(children) if owners else np.zeros(0, np.int64)
-    inside = atoms[np.concatenate([r.ravel() for _, r in owners])] if owners else np.zeros(0, np.int64)
+    a, b = (atoms[_joined([edge[side] for edge in relations.together])] for side in (0, 1))
+    parents = atoms[_joined([np.repeat(p, r.shape[1]) for p, r in relations.owners])]
+    inside = atoms[_joined([r for _, r in relations.owners])]
     while True:
-        channel = _components(n, edges)
-        owner_of_atom = np.full(int(atoms.max()) + 1, -1, np.int64)
-        owner_of_atom[inside] = parents
-        first = owner_of_atom[inside]
+        channel = _components(int(atoms.max()) + 1, a, b)
+        owner = np.full(channel.size, -1, np.int64)
+        owner[inside] = parents
+        first = owner[inside]
         conflict = channel[first] != channel[parents]
-        owner = owner_of_atom[atoms]
         has = np.flatnonzero(owner >= 0)
-        inner = has[channel[owner[has]] == channel[has]]
-        if not conflict.any() and not inner.size:
+        heads = channel[owner[has]]
+        swallows = np.zeros(channel.size, np.bool_)
+        swallows[heads[heads == channel[has]]] = True
+        if not conflict.any() and not swallows.any():
             break
-        swallowed = np.isin(channel[owner[has]], channel[inner])
-        loose = has[swallowed & (channel[owner[has]] != channel[has])]
+        loose = has[swallows[heads] & (heads != channel[has])]
         if not conflict.any() and not loose.size:
             # everything inside went along with the head: it is one channel, and no head any more
-            gone = np.isin(channel[parents], channel[inner])
-            parents, inside = parents[~gone], inside[~gone]
+            remains = ~swallows[channel[parents]]
+            parents, inside = parents[remains], inside[remains]
             continue
-        edges.append((first[conflict], parents[conflict]))
-        edges.append((owner[loose], loose))
-    result = np.where(owner >= 0, channel[np.maximum(owner, 0)], -1)
-    return channel, result
+        a = np.concatenate([a, first[conflict], owner[loose]])
+        b = np.concatenate([b, parents[conflict], loose])
+    return channel[atoms], np.where(owner >= 0, channel[owner], -1)[atoms]
 
 
-def _freeze(frozen: np.ndarray, reason: dict[int, tuple[str, str]], hit: Ints, why: str, where: str) -> None:
-    for component in np.unique(hit[~frozen[hit]]).tolist():
-        reason.setdefault(component, (why, where))
-    frozen[hit] = True
+class _Sets:
+    """Rows of places, as codes that sort like (component, head); what is united must keep equal sizes."""
 
+    def __init__(self, channel: Ints, owner: Ints) -> None:
+        self._owner = owner
+        self._base = int(channel.max()) + 2
+        self._code = channel * self._base + owner + 1
+        self._rows: list[Ints] = []
+        self._unions: list[Ints] = []
+        self._num_rows = 0
 
-def _links(relations: Relations, channel: Ints, owner: Ints) -> list[list[Ints]]:
-    """Returns the sets of nodes (arrays of (component, head) pairs) that must keep equally many members."""
-    keys: dict[bytes, int] = {}
-    nodes: list[Ints] = []
-    unions: list[tuple[int, int]] = []
-
-    def add_pairs(pairs: Ints) -> int:
-        key = pairs.tobytes()
-        if key not in keys:
-            keys[key] = len(nodes)
-            nodes.append(pairs)
-        return keys[key]
-
-    def add(labels: Ints) -> int:
-        pairs = np.stack([channel[labels], owner[labels]], axis=1)
-        return add_pairs(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])
-
-    def unite(numbers: list[int]) -> None:
-        unions.extend((numbers[0], other) for other in numbers[1:])
-
-    def of(extent: RawExtent) -> list[int]:
-        if extent.kind == "width":
-            return [add(row) for row in extent.labels]
-        if extent.kind == "count":
-            flat = extent.labels.ravel()
-            return [add(flat[: flat.size // extent.divisor])]
-        # rows may hold heads of several sorts, side by side: equally many of each sort survive
-        return [
-            add_pairs(np.stack([np.unique(heads), np.full(np.unique(heads).size, -1)], axis=1))
-            for heads in np.unique(owner[extent.labels], axis=1).T
-            if (heads >= 0).all()
-        ]
-
-    for rows in relations.fibres:
-        unite([add(row) for row in rows])
-    for left, right in relations.equal:
-        unite([*of(left), *of(right)])
-    by_attribute: dict[object, list[int]] = {}
-    for attribute, extent in relations.attributes:
-        by_attribute.setdefault((attribute, extent.divisor if extent.kind != "count" else 1), []).extend(of(extent))
-    for numbers in by_attribute.values():
+    def unite(self, numbers: list[Ints]) -> None:
+        """Makes rows, by their numbers, keep equally many members."""
         if numbers:
-            unite(numbers)
-    if not nodes:
-        return []
-    edges = [(np.array([a]), np.array([b])) for a, b in unions]
-    classes = _components(len(nodes), edges)
-    found: dict[int, list[Ints]] = {}
-    for node, number in zip(nodes, classes.tolist(), strict=True):
-        found.setdefault(number, []).append(node)
-    return [c for c in found.values() if len(c) > 1]
+            self._unions.append(np.concatenate(numbers))
+
+    def of(self, labels: Ints) -> Ints:
+        """Adds rows of labels (R x W), and returns their numbers."""
+        return self._add(self._code[labels])
+
+    def _add(self, codes: Ints) -> Ints:
+        self._rows.append(codes)
+        self._num_rows += len(codes)
+        return np.arange(self._num_rows - len(codes), self._num_rows)
+
+    def of_extent(self, extent: RawExtent) -> list[Ints]:
+        """Adds what must keep its size for `extent` to keep its own, and returns the numbers of the rows."""
+        if extent.kind == "width":
+            return [self.of(extent.labels)]
+        if extent.kind == "count":
+            return [self.of(extent.labels.reshape(1, -1)[:, : extent.labels.size // extent.divisor])]
+        # rows may hold heads of several sorts, side by side: equally many of each sort survive
+        owners = self._owner[extent.labels]
+        sorts = owners[:, :1] if (owners == owners[:, :1]).all() else np.unique(owners, axis=1)
+        return [self._add(np.unique(heads)[None] * self._base) for heads in sorts.T if (heads >= 0).all()]
+
+    def links(self) -> Links:
+        """Returns the nodes, each different row once, by the links that the unions make of them."""
+        sizes = _joined([np.full(len(r), r.shape[1]) for r in self._rows])
+        codes = _joined(self._rows)
+        starts = np.cumsum(sizes) - sizes
+        # equal rows have equal sums of hashes; others do not, but for one chance in 2^64, which the re-trace would tell
+        sums = np.add.reduceat(_hashed(codes), starts) if sizes.size else np.zeros(0, np.uint64)
+        _, first, node = np.unique(sums + _hashed(sizes), return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        node, first = np.argsort(order)[node], first[order]
+        unions = [node[u] for u in self._unions]
+        classes = _components(
+            first.size, _joined([np.repeat(u[:1], u.size - 1) for u in unions]), _joined([u[1:] for u in unions])
+        )
+        kept = np.flatnonzero(np.bincount(classes)[classes] > 1)
+        kept = kept[np.argsort(classes[kept], kind="stable")]
+        first, classes = first[kept], classes[kept]
+        codes = codes[_spans(starts[first], sizes[first])]
+        codes = codes[np.lexsort((codes, np.repeat(np.arange(first.size), sizes[first])))]
+        ends = np.flatnonzero(np.diff(classes, append=-1)) + 1
+        return Links(
+            codes // self._base,
+            codes % self._base - 1,
+            np.concatenate([[0], np.cumsum(sizes[first])]),
+            np.concatenate([[0], ends]),
+        )
 
 
-def _settle(
-    frozen: np.ndarray, reason: dict[int, tuple[str, str]], links: list[list[Ints]], channel: Ints, owner: Ints
-) -> None:
-    """Freezes, until nothing changes, whatever must keep as many members as something that cannot change."""
-    changed = True
-    while changed:
-        changed = False
-        for nodes in links:
-            rigid = [node for node in nodes if _is_rigid(node, frozen)]
-            if not rigid:
-                continue
-            cause = next(reason[c] for c in rigid[0][:, 0].tolist() if c in reason)
-            for node in nodes:
-                channels = node[:, 0]
-                heads = np.unique(node[:, 1])
-                # a fibre that lies inside one head may go with it; a whole axis made of heads may not
-                hit = channels if heads.size == 1 else np.concatenate([channels, heads[heads >= 0]])
-                if not frozen[hit].all():
-                    changed = True
-                    _freeze(frozen, reason, hit, _linked(cause[0]), cause[1])
+def _hashed(values: Ints) -> NDArray[np.uint64]:
+    """Returns well-mixed 64-bit hashes (the finalizer of MurmurHash3)."""
+    mixed = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed ^= mixed >> np.uint64(33)
+        mixed *= np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(33))
+
+
+def _links(relations: Relations, channel: Ints, owner: Ints) -> Links:
+    """Returns the sets of places that must keep equally many members."""
+    sets = _Sets(channel, owner)
+    for rows in relations.fibres:
+        sets.unite([sets.of(rows)])
+    for left, right in relations.equal:
+        sets.unite([*sets.of_extent(left), *sets.of_extent(right)])
+    by_attribute: dict[object, list[Ints]] = {}
+    for attribute, extent in relations.attributes:
+        key = (attribute, extent.divisor if extent.kind != "count" else 1)
+        by_attribute.setdefault(key, []).extend(sets.of_extent(extent))
+    for numbers in by_attribute.values():
+        sets.unite(numbers)
+    return sets.links()
+
+
+def _settle(frozen: Frozen, links: Links) -> None:
+    """Freezes whatever must keep as many members as something that cannot change, and so on from there.
+
+    Links take turns in order, each as soon as one of its nodes is rigid: that decides which reason comes first.
+    """
+    num_nodes = links.starts.size - 1
+    if not num_nodes:
+        return
+    node = np.repeat(np.arange(num_nodes), np.diff(links.starts))
+    link = np.repeat(np.arange(links.links.size - 1), np.diff(links.links))
+    heads = [f.reduceat(links.owners, links.starts[:-1]) for f in (np.minimum, np.maximum)]
+    # a fibre that lies inside one head may go with it; a whole axis made of heads may not
+    composite = heads[0] != heads[1]
+    whole = composite[node] & (links.owners >= 0)
+    stuck = np.stack([np.zeros(num_nodes, np.bool_), ~composite])
+    sides = (links.channels, np.where(whole, links.owners, -1))
+    for side, components in enumerate(sides):
+        stuck[side, node[(components >= 0) & frozen.has(components)]] = True
+    entries = [np.argsort(components, kind="stable") for components in sides]
+    ordered = [components[order] for components, order in zip(sides, entries, strict=True)]
+    queue = [(0, j) for j in np.unique(link[stuck.all(axis=0)]).tolist()]
+    done = np.zeros(links.links.size - 1, np.bool_)
+    while queue:
+        turn, j = heappop(queue)
+        if done[j]:
+            continue
+        done[j] = True
+        here = slice(*links.starts[links.links[j : j + 2]])
+        rigid = links.links[j] + int(np.argmax(stuck[:, slice(*links.links[j : j + 2])].all(axis=0)))
+        cause = links.channels[slice(*links.starts[rigid : rigid + 2])]
+        why, where = frozen.reasons[frozen.why[cause[frozen.has(cause)][0]]]
+        hit = np.concatenate([links.channels[here], links.owners[here][whole[here]]])
+        new = np.unique(frozen.add(hit, _linked(why), where))
+        for side, (order, components) in enumerate(zip(entries, ordered, strict=True)):
+            left, right = (np.searchsorted(components, new, s) for s in ("left", "right"))
+            touched = node[order[_spans(left, right - left)]]
+            stuck[side, touched] = True
+            for k in np.unique(link[touched[stuck[:, touched].all(axis=0)]]).tolist():
+                heappush(queue, (turn if k > j else turn + 1, k))
 
 
 def _linked(why: str) -> str:
     return why if why.startswith(LINKED) else f"{LINKED}{why}"
-
-
-def _is_rigid(node: Ints, frozen: np.ndarray) -> bool:
-    heads = np.unique(node[:, 1])
-    channels_fixed = frozen[node[:, 0]].any()
-    if heads.size == 1:
-        return bool(channels_fixed)
-    return bool(channels_fixed and frozen[heads[heads >= 0]].any())

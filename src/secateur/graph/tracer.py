@@ -9,9 +9,11 @@ would do the same, but a tensor that the model's library caches during the run c
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,11 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_conv, rules_index, rules_shape  # noqa: F401  (they fill the registry)
-from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, named_tensors, tensors_in, varying
+from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, leaves, named_tensors, tensors_in, varying
+from secateur.graph.meta import MetaKernels
 from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise
-from secateur.graph.sizes import TORCH, Size, as_float, followed_roots, install, powers_in, sizes_in
+from secateur.graph.sizes import TORCH, Power, Size, as_float, followed_roots, install
 from secateur.graph.values import Values, is_deciding
 
 _HERE = __file__.rsplit("/", 2)[0] + "/"
@@ -117,6 +120,8 @@ class _Functions(TorchFunctionMode):
             sizes = self._sizes(args[0])
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return torch.Size(sizes) if dim is None else sizes[dim]
+        if func is torch.Tensor.numel or func is torch.numel:
+            return math.prod(self._sizes(args[0]))
         opens = isinstance(func, types.FunctionType) and func.__globals__.get("__name__") in _OPENED
         if opens and func not in self._inside:
             self._inside.append(func)
@@ -127,18 +132,19 @@ class _Functions(TorchFunctionMode):
                 self._inside.pop()
         if self.trace.values is not None and func in _READS:
             return self.trace.values.decide(func.__name__, lambda: func(*args, **kwargs))
-        self.integers = tuple(sizes_in((args, kwargs)))
-        self._note_numbers(func.__name__, args, kwargs)
+        found = leaves((args, kwargs))
+        self.integers = tuple(x for x in found if isinstance(x, int) and not isinstance(x, bool))
+        self._note_numbers(func.__name__, args, kwargs, [x for x in found if isinstance(x, Power)])
         return func(*args, **kwargs)
 
-    def _note_numbers(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_numbers(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], powers: list[Power]) -> None:
         """Notes sizes that go into the call as numbers, not as shapes."""
         relations = self.trace.relations
         if name in _ARITHMETIC:
             for size in self.integers:
                 if isinstance(size, Size):
                     relations.number(size.expression)
-        for power in powers_in((args, kwargs)):
+        for power in powers:
             scales = (len(args) == 2 and args[1] is power) or name == "scaled_dot_product_attention"
             weights = labels_of(args[0] if args else kwargs.get("query")).scaling if scales else ()
             if weights and name in _SCALES:
@@ -205,6 +211,7 @@ class _Operators(TorchDispatchMode):
         self.trace = trace
         self.functions = functions
         self._depth = 0
+        self._kernels = MetaKernels()
         self._schemas: dict[Any, tuple[list[str], dict[str, Any]]] = {}
 
     def __torch_dispatch__(self, func: Any, types_: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,7 +222,9 @@ class _Operators(TorchDispatchMode):
         if base not in RULES and not pointwise and func._can_decompose():
             return self._decompose(func, args, kwargs)
         values = self.trace.values
-        if values is not None and is_deciding(func, args):
+        if values is None:
+            output = self._kernels.run(func, args, kwargs)
+        elif is_deciding(func, args):
             output = values.decide(name, lambda: func(*args, **kwargs))
         else:
             output = func(*args, **kwargs)
@@ -287,7 +296,7 @@ class _Operators(TorchDispatchMode):
             a, b = (labels_of(t).node for t in inputs)
             if a >= 0 and b >= 0 and labels and labels_of(inputs[0]).arrays and labels_of(inputs[1]).arrays:
                 trace.sums.append((node, min(a, b), max(a, b), trace.path[-1] if trace.path else "", labels[0].arrays))
-        if in_place and _is_part(outputs[0]):
+        if in_place and call.name not in ("zero", "fill") and _is_part(outputs[0]):
             for array in (a for t in inputs for a in labels_of(t).arrays):
                 trace.relations.freeze(array, f"written in place into a part of a tensor by aten.{call.name}_")
         for tensor, lab in zip(outputs, (*labels, *[Labels()] * len(outputs)), strict=False):
@@ -329,8 +338,12 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
     for module in model.modules():
         for value in vars(module).values():
-            for tensor in tensors_in(value):
-                memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+            if type(value) in (dict, OrderedDict, set) and not value:
+                memo[id(value)] = type(value)()  # a dozen empty tables of hooks in each module, slow to copy
+            elif not isinstance(value, (int, float, str)):
+                for tensor in tensors_in(value):
+                    if id(tensor) not in memo:
+                        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
     try:
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
@@ -368,21 +381,22 @@ def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
 
 @contextmanager
 def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    def enter(name: str) -> Any:
-        return lambda module, args: path.append(name)
-
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         path.pop()
 
-    handles = []
+    # the model is a throw-away copy: its tables of hooks can be written without the handles that removal needs
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=False))
+        module._forward_pre_hooks[_HOOK] = lambda module, args, name=name: path.append(name)
+        module._forward_pre_hooks.move_to_end(_HOOK, last=False)
+        module._forward_hooks[_HOOK] = leave
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in model.modules():
+            del module._forward_pre_hooks[_HOOK], module._forward_hooks[_HOOK]
+
+
+_HOOK = -1
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,8 +10,9 @@ from secateur.allocation.plan import Plan
 from secateur.errors import CutError
 from secateur.graph.network import Axis, Ints, Network
 
-Pair = tuple[str, int, Ints, Ints]
-UNSEEN = -2
+Survivors = tuple[Axis, Axis, Ints]
+"""An axis before and after the cut, and the indices that survive on it."""
+NONE = np.zeros(0, np.int64)
 
 
 def check(before: Network, after: Network, plan: Plan) -> None:
@@ -30,21 +31,21 @@ def check(before: Network, after: Network, plan: Plan) -> None:
             f"the cut model has {after.params:,} parameters and {after.macs:,} MACs; "
             f"the plan says {plan.params:,} and {plan.macs:,}"
         )
-    removed = {(c.tensor, c.dim): np.asarray(c.removed, np.int64) for c in plan.cuts}
-    mask = _survivors(before, plan)
-    alone = _alone(before, mask)
+    removed = {(c.tensor, c.dim): c.indices for c in plan.cuts}
     new_axes = {(a.tensor, a.dim): a for a in after.axes}
-    pairs: list[Pair] = []
+    survivors: list[Survivors] = []
     for axis in before.axes:
         new = new_axes.get((axis.tensor, axis.dim))
         keep = np.ones(axis.channels.size, np.bool_)
-        keep[removed.get((axis.tensor, axis.dim), np.zeros(0, np.int64))] = False
-        if new is None and keep.sum() == 1:
+        keep[removed.get((axis.tensor, axis.dim), NONE)] = False
+        left = np.flatnonzero(keep)
+        if new is None and left.size == 1:
             continue  # a dimension of size 1 has no labels
-        if new is None or new.channels.size != keep.sum():
-            raise CutError(f"{axis.tensor}[dim {axis.dim}] should have {keep.sum()} indices after the cut")
-        pairs += _pairs(axis, new, keep, alone)
-    _compare(pairs)
+        if new is None or new.channels.size != left.size:
+            raise CutError(f"{axis.tensor}[dim {axis.dim}] should have {left.size} indices after the cut")
+        survivors.append((axis, new, left))
+    if survivors:
+        _compare(survivors, _alone(before, _survivors(before, plan)))
 
 
 def _survivors(network: Network, plan: Plan) -> np.ndarray:
@@ -56,7 +57,7 @@ def _survivors(network: Network, plan: Plan) -> np.ndarray:
         cut = sizes.get((axis.tensor, axis.dim))
         if cut is not None:
             gone = np.zeros(axis.channels.size, np.bool_)
-            gone[list(cut.removed)] = True
+            gone[cut.indices] = True
             dead = np.setdiff1d(axis.channels[gone], axis.channels[~gone])
             mask[dead[dead >= 0]] = False
             heads = np.setdiff1d(axis.owners[gone], axis.owners[~gone])
@@ -64,39 +65,35 @@ def _survivors(network: Network, plan: Plan) -> np.ndarray:
     return mask
 
 
-def _pairs(axis: Axis, new: Axis, keep: np.ndarray, alone: np.ndarray) -> Iterator[Pair]:
-    """Yields old and new component numbers of the surviving indices, and of the heads that they lie in."""
-    # where one index of a fibre is left, it and its head cannot be told apart any more
-    single = alone[axis.channels[keep]]
-    for side, unseen in enumerate((single, single | alone[axis.owners[keep]])):
-        yield axis.tensor, axis.dim, axis.components[side][keep][~unseen], new.components[side][~unseen]
-
-
 def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
     """Returns which channels are the last ones of their fibre: such a dimension has size 1, and so no labels."""
     alone = np.zeros(network.num_channels + 1, np.bool_)
     for group in network.groups:
-        alive = mask[group.channels]
-        for row in group.channels[(alive.sum(axis=1) == 1)]:
-            alone[row] = True
-        if alive.any(axis=1).sum() == 1:
-            alone[group.channels] |= alive.sum(axis=1, keepdims=True) == 1
+        alone[group.channels[mask[group.channels].sum(axis=1) == 1]] = True
     return alone
 
 
-def _compare(pairs: Sequence[Pair]) -> None:
-    """Old and new components must map one to one over all axes."""
-    forward = np.full(1 + max((int(old.max(initial=0)) for _, _, old, _ in pairs), default=0) + 1, UNSEEN, np.int64)
-    backward = np.full(1 + max((int(new.max(initial=0)) for _, _, _, new in pairs), default=0) + 1, UNSEEN, np.int64)
-    for tensor, dim, old, new in pairs:
-        unset = forward[old] == UNSEEN
-        forward[old[unset]] = new[unset]
-        unset = backward[new] == UNSEEN
-        backward[new[unset]] = old[unset]
-        wrong = (forward[old] != new) | (backward[new] != old)
-        if wrong.any():
-            index = int(np.flatnonzero(wrong)[0])
-            raise CutError(
-                f"after the cut, {int(wrong.sum())} indices of {tensor}[dim {dim}] (the first is survivor {index}) are "
-                "tied to others than before: a rule for an operator on its way is wrong; the model was left as it was"
-            )
+def _compare(survivors: Sequence[Survivors], alone: np.ndarray) -> None:
+    """Old and new components, of indices and of the heads that they lie in, must map one to one over all axes."""
+    sizes = [left.size for *_, left in survivors]
+    new = np.concatenate([n.components for _, n, _ in survivors], axis=1)
+    old = np.concatenate([a.components[:, left] for a, _, left in survivors], axis=1)
+    # where one index of a fibre is left, it and its head cannot be told apart any more
+    single = alone[np.concatenate([a.channels[left] for a, _, left in survivors])]
+    headed = alone[np.concatenate([a.owners[left] for a, _, left in survivors])]
+    seen = ~np.stack([single, single | headed])
+    old, new = old[seen], new[seen]
+    forward = np.empty(int(old.max(initial=0)) + 2, np.int64)
+    backward = np.empty(int(new.max(initial=0)) + 2, np.int64)
+    forward[old[::-1]], backward[new[::-1]] = new[::-1], old[::-1]
+    wrong = (forward[old] != new) | (backward[new] != old)
+    if wrong.any():
+        side, index = (n[wrong] for n in np.nonzero(seen))
+        number = np.repeat(np.arange(len(survivors)), sizes)[index]
+        here = (number == number[0]) & (side == side[0])
+        axis = survivors[number[0]][0]
+        raise CutError(
+            f"after the cut, {int(here.sum())} indices of {axis.tensor}[dim {axis.dim}] (the first is survivor "
+            f"{index[0] - sum(sizes[: number[0]])}) are tied to others than before: a rule for an operator on its way "
+            "is wrong; the model was left as it was"
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from secateur.allocation.plan import AttributeChange, AxisCut, Plan, restore_inputs
+from secateur.allocation.plan import AttributeChange, AxisCut, Plan, Rescale, restore_inputs
 from secateur.errors import CutError, PlanError, TraceError
 from secateur.graph import Network, retrace, trace
 from secateur.graph.groups import fingerprint
@@ -50,8 +51,9 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
     _check_copy(model, shapes, plan, before)
     keep = _kept(plan, {n: t.device for n, t in tensors.items()})
+    scales = _scales(plan)
     changes = [
-        (t, _cut_tensor(t.detach(), name, keep, plan), _cut_grad(t, name, keep))
+        (t, _cut_tensor(t.detach(), keep.get(name, []), scales.get(name, [])), _cut_grad(t, name, keep))
         for name, t in tensors.items()
         if name in shapes
     ]
@@ -77,7 +79,7 @@ def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan)
                 f"the plan is for another architecture: it expects {change.size} indices along dimension {change.dim} "
                 f"of {change.tensor!r}, which has shape {tuple(tensor.shape)}; was the model cut already?"
             )
-        if not all(0 <= i < change.size for i in change.removed):
+        if change.removed and not 0 <= min(change.removed) <= max(change.removed) < change.size:
             raise PlanError(
                 f"the plan removes indices beyond the {change.size} along dimension {change.dim} of {change.tensor!r}"
             )
@@ -118,9 +120,9 @@ def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
     """Returns a copy of the model with its tensors cut."""
     bones = copied(model)
     tensors = named_tensors(bones)
-    keep = _kept(plan, {n: t.device for n, t in tensors.items()})
+    keep, scales = _kept(plan, {n: t.device for n, t in tensors.items()}), _scales(plan)
     for name, tensor in tensors.items():
-        tensor.data = _cut_tensor(tensor.detach(), name, keep, plan)
+        tensor.data = _cut_tensor(tensor.detach(), keep.get(name, []), scales.get(name, []))
     return bones
 
 
@@ -128,11 +130,18 @@ def _kept(plan: Plan, devices: Mapping[str, torch.device]) -> dict[str, list[tup
     """Returns per tensor its cuts, the largest first, with the indices that stay."""
     kept: dict[str, list[tuple[AxisCut, torch.Tensor]]] = {}
     for change in sorted(plan.cuts, key=lambda c: -len(c.removed) / c.size):
-        stays = torch.ones(change.size, dtype=torch.bool)
-        stays[list(change.removed)] = False
-        indices = stays.nonzero().ravel().to(devices[change.tensor])
+        stays = np.ones(change.size, np.bool_)
+        stays[change.indices] = False
+        indices = torch.from_numpy(np.flatnonzero(stays)).to(devices[change.tensor])
         kept.setdefault(change.tensor, []).append((change, indices))
     return kept
+
+
+def _scales(plan: Plan) -> dict[str, list[Rescale]]:
+    found: dict[str, list[Rescale]] = {}
+    for change in plan.rescales:
+        found.setdefault(change.tensor, []).append(change)
+    return found
 
 
 def _select(tensor: torch.Tensor, cuts: list[tuple[AxisCut, torch.Tensor]]) -> torch.Tensor:
@@ -142,15 +151,14 @@ def _select(tensor: torch.Tensor, cuts: list[tuple[AxisCut, torch.Tensor]]) -> t
 
 
 def _cut_tensor(
-    tensor: torch.Tensor, name: str, keep: Mapping[str, list[tuple[AxisCut, torch.Tensor]]], plan: Plan
+    tensor: torch.Tensor, cuts: list[tuple[AxisCut, torch.Tensor]], scales: Sequence[Rescale]
 ) -> torch.Tensor:
-    scaled = [r for r in plan.rescales if r.tensor == name]
-    if scaled:
+    if scales:
         tensor = tensor.clone()
-        for r in scaled:
+        for r in scales:
             index = torch.tensor(r.indices, device=tensor.device)
             tensor.index_copy_(r.dim, index, tensor.index_select(r.dim, index) * r.factor)
-    return _select(tensor, keep.get(name, []))
+    return _select(tensor, cuts)
 
 
 def _cut_grad(
