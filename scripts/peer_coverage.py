@@ -31,7 +31,7 @@ import timm
 import torch
 
 from bench import build, num_params, prune_by_peer, secateur_prune
-from secateur.graph.tracer import output_tensors
+from secateur.graph.copies import output_tensors
 from zoo.families import smallest_member
 
 LIBRARIES: dict[str, Callable[[Any, torch.Tensor], None]] = {

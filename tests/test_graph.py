@@ -16,7 +16,7 @@ import secateur
 from models import IMAGE, random_scores, reference
 from models import build as build_model
 from nets import HARD_NETS, NETS, build
-from secateur.graph.tracer import output_tensors
+from secateur.graph.copies import output_tensors
 
 UNCOUNTED = ("spectral_norm",)
 """Nets with a matrix times a vector, which the counter has no formula for."""

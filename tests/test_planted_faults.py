@@ -1,364 +1,496 @@
-"""The checks are checked: rules made subtly wrong on purpose are refused, or shown up by the oracle."""
+"""The checks are checked: rules and engine made wrong on purpose are refused, or shown up by the invariants."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+import attention_nets  # noqa: F401  (these fill HARD_NETS)
+import hard_nets  # noqa: F401
+import layer_nets  # noqa: F401
+import picture_nets  # noqa: F401
 import secateur
 from models import build as build_model
-from models import images, outputs, random_scores, reference
-from nets import NETS, Net
+from models import images, random_scores, reference
+from nets import IMAGE, TOKENS, Net, Run, conv, weights
 from nets import build as build_net
-from secateur import CutError, TraceError
-from secateur.graph.labels import Labels, align_blocks, labels_of, regroup, tensors_in, varying
-from secateur.graph.relations import Operand, Relations
-from secateur.graph.rules import RULES, Call, Rule, elementwise
+from planted_faults import (
+    CONSTANT,
+    NOTHING,
+    REVERSED,
+    SHIFTED,
+    TRUE,
+    UNTIED,
+    Fault,
+    all_uniform,
+    always,
+    any_number,
+    as_it_was,
+    attributes_alone,
+    behind,
+    copies_are_free,
+    drops,
+    first_operand_alone,
+    first_run_again,
+    forgets,
+    given,
+    halves_as_wholes,
+    instead,
+    interleaved,
+    keeps_argument,
+    no_attributes,
+    nobody_is_protected,
+    only_outer,
+    plain_view,
+    plant,
+    same_sign,
+    sides_swapped,
+    sole_sort,
+    squared,
+    states,
+    swapped_operands,
+    tiled,
+    value_alone,
+    without_kernel,
+)
+from secateur import CutError
+from secateur.graph.copies import output_tensors
 
-Result = Labels | tuple[Labels, ...]
-
-
-class Altered:
-    """The relations of a trace with some methods replaced: what a rule forgets to say, or says wrongly."""
-
-    def __init__(self, relations: Any, **methods: Callable[..., Any]) -> None:
-        self._relations, self._methods = relations, methods
-
-    def __getattr__(self, name: str) -> Any:
-        return self._methods[name] if name in self._methods else getattr(self._relations, name)
-
-
-def says_nothing(*_: object, **__: object) -> None:
-    """A relation that the rule forgot."""
-
-
-def forgets(*methods: str) -> Callable[[Rule], Rule]:
-    """Returns what makes a rule forget some of the relations that it should state."""
-    return with_relations(**dict.fromkeys(methods, says_nothing))
-
-
-def with_relations(**methods: Callable[..., Any]) -> Callable[[Rule], Rule]:
-    """Returns what makes a rule state relations through `methods` instead."""
-
-    def alter(right: Rule) -> Rule:
-        def wrong(call: Call) -> Result:
-            return right(dataclasses.replace(call, relations=Altered(call.relations, **methods)))  # type: ignore[arg-type]
-
-        return wrong
-
-    return alter
-
-
-def unrelated(operands: list[Operand]) -> tuple[np.ndarray, ...]:
-    """A join that relates nothing: of components along the same dimensions the first stands for all."""
-    found: list[np.ndarray] = []
-    for array in (a for o in operands for a in o.arrays if varying(a)):
-        if not any(varying(array) & varying(other) for other in found):
-            found.append(array)
-    return tuple(found)
+Tensor = torch.Tensor
+OWN: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]] = {}
 
 
-def instead(wrong: Rule) -> Callable[[Rule], Rule]:
-    """Returns what puts another rule in place of the right one."""
-    return lambda _: wrong
+def own(attributes: Callable[[], dict[str, Any]], *shapes: tuple[int, ...]) -> Callable[[Run], Run]:
+    """Returns a decorator that makes of a function the forward of a net to plant faults in."""
+
+    def add(run: Run) -> Run:
+        OWN[run.__name__] = (lambda: Net(run, **attributes()), shapes or (TOKENS,))
+        return run
+
+    return add
 
 
-def after(change: Callable[[Call, Labels], Labels]) -> Callable[[Rule], Rule]:
-    """Returns what makes a rule yield changed labels."""
-
-    def alter(right: Rule) -> Rule:
-        def wrong(call: Call) -> Result:
-            result = right(call)
-            return tuple(change(call, r) for r in result) if isinstance(result, tuple) else change(call, result)
-
-        return wrong
-
-    return alter
+def _linear(width: int, read: int | None = None, **others: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {
+        "a": nn.Linear(6, width),
+        "b": nn.Linear(read or width, 3),
+        **{k: v() for k, v in others.items()},
+    }
 
 
-def reversed_operands(right: Rule) -> Rule:
-    """A concatenation in the wrong order."""
-
-    def wrong(call: Call) -> Result:
-        return right(dataclasses.replace(call, arguments={**call.arguments, "tensors": call["tensors"][::-1]}))
-
-    return wrong
+@own(lambda: {"a": conv(3, 8), "b": conv(3, 6), "c": conv(14, 3)}, IMAGE)
+def concatenation(m: Net, x: Tensor) -> Tensor:
+    return m.c(torch.cat([m.a(x), m.b(x)], 1)).mean((2, 3))
 
 
-def plain_view(call: Call) -> Labels:
-    """A view that moves labels rightly and says nothing about fibres, order or sizes."""
-    old, new = call.shape("self"), tuple(call.output.shape)
-    return call.labels("self").map(lambda a: regroup(a, old, new, align_blocks(old, new)))
+@own(_linear(9, c=lambda: nn.Linear(6, 9)))
+def two_terms(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x) + m.c(x))
 
 
-def as_it_was(call: Call) -> Labels:
-    """A change of layout that leaves labels where they stood."""
-    return call.labels("self").map(lambda a: a)
+@own(_linear(9, c=lambda: nn.Linear(9, 9)))
+def residual(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y + m.c(F.relu(y)))
 
 
-def first_operand_alone(call: Call) -> Labels:
-    """An elementwise operation that does not tie its operands."""
-    rank = call.output.ndim
-    labelled = [t for t in tensors_in(call.arguments) if labels_of(t).arrays]
-    labels = labels_of(labelled[0])
-    return Labels(tuple(a.reshape((1,) * (rank - a.ndim) + a.shape) for a in labels.arrays))
+@own(_linear(12, 8))
+def slices(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(F.relu(y)[..., :8] * y[..., 4:])
 
 
-def value_alone(call: Call) -> Labels:
-    """An attention that takes its output for its values: queries and keys do not meet, and there are no heads."""
-    return Labels(call.labels("value").arrays)
+@own(_linear(12, 6))
+def every_other(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y[..., ::2] * F.relu(y[..., 1::2]))
 
 
-def shifted(call: Call, labels: Labels) -> Labels:
-    """Labels one position further along the last dimension."""
-    return labels.map(lambda a: np.roll(a, 1, -1))
+@own(_linear(12))
+def selection(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * y[..., 3].unsqueeze(-1))
 
 
-def tiled(call: Call) -> Labels:
-    """repeat_interleave taken for repeat."""
-    axis, times = call["dim"], call["repeats"]
-    return call.labels("self").map(lambda a: np.tile(a, [times if i == axis else 1 for i in range(a.ndim)]))
+@own(_linear(12))
+def taken_apart(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * y.unbind(-1)[3][..., None])
 
 
-def interleaved(call: Call) -> Labels:
-    """repeat taken for repeat_interleave."""
-    times = list(call["repeats"])
-    return call.labels("self").map(lambda a: np.repeat(a, times[-1], -1) if a.shape[-1] > 1 else a)
-
-
-def constant(call: Call) -> Labels:
-    """An operation after which nothing is known, though it passes channels on."""
-    return Labels()
-
-
-def _halves(m: Net, x: torch.Tensor) -> torch.Tensor:
+@own(_linear(12, 6, c=lambda: nn.Linear(6, 3)))
+def halves(m: Net, x: Tensor) -> Tensor:
     left, right = m.a(x).chunk(2, -1)
     return m.b(left) - m.c(right)
 
 
-def _mean(x: torch.Tensor) -> torch.Tensor:
-    return x * (x.sum(-1, keepdim=True) / x.shape[-1])
+@own(_linear(12))
+def mean_by_width(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * (y.sum(-1, keepdim=True) / y.shape[-1]))
 
 
-def _conv(i: int, o: int, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(i, o, 3, padding=1, **options)
+@own(_linear(12))
+def flip_of_tokens(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y.flip(-1) + y)
 
 
-def _own_net(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Callable[[], tuple[nn.Module, Any]]:
-    def build() -> tuple[nn.Module, Any]:
-        torch.manual_seed(0)
-        return make().double().eval(), tuple(torch.randn(s, dtype=torch.float64) for s in shapes)
-
-    return build
+@own(_linear(12))
+def roll(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).roll(3, -1))
 
 
-TOKENS, PICTURE = (2, 5, 6), (2, 3, 8, 8)
-SUBJECTS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    **{name: (lambda name=name: build_net(name)) for name in NETS},
-    **{name: (lambda name=name: (build_model(name), (images(),))) for name in ("vit", "beit", "swin", "resnet18")},
-    "concatenation": _own_net(
-        lambda: Net(
-            lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 1)).mean((2, 3)), a=_conv(3, 8), b=_conv(3, 6), c=_conv(14, 3)
-        ),
-        PICTURE,
-    ),
-    "sum": _own_net(
-        lambda: Net(lambda m, x: m.c(m.a(x) + m.b(x)), a=nn.Linear(6, 9), b=nn.Linear(6, 9), c=nn.Linear(9, 3)), TOKENS
-    ),
-    "residual": _own_net(
-        lambda: Net(
-            lambda m, x: m.head(m.a(x) + m.b(F.relu(m.a(x)))),
-            a=nn.Linear(6, 9),
-            b=nn.Linear(9, 9),
-            head=nn.Linear(9, 3),
-        ),
-        TOKENS,
-    ),
-    "slices": _own_net(
-        lambda: Net(lambda m, x: m.b(F.relu(m.a(x))[..., :8] * m.a(x)[..., 4:]), a=nn.Linear(6, 12), b=nn.Linear(8, 3)),
-        TOKENS,
-    ),
-    "selection": _own_net(
-        lambda: Net(lambda m, x: m.b(m.a(x) * m.a(x)[..., 3].unsqueeze(-1)), a=nn.Linear(6, 12), b=nn.Linear(12, 3)),
-        TOKENS,
-    ),
-    "halves": _own_net(lambda: Net(_halves, a=nn.Linear(6, 12), b=nn.Linear(6, 3), c=nn.Linear(6, 3)), TOKENS),
-    "mean": _own_net(lambda: Net(lambda m, x: m.b(_mean(m.a(x))), a=nn.Linear(6, 12), b=nn.Linear(12, 3)), TOKENS),
-    "depthwise": _own_net(
-        lambda: nn.Sequential(_conv(3, 6), nn.ReLU(), _conv(6, 6, groups=6), nn.ReLU(), _conv(6, 3)), PICTURE
-    ),
-    "flip_of_tokens": _own_net(
-        lambda: Net(lambda m, x: m.b(m.a(x).flip(-1) + m.a(x)), a=nn.Linear(6, 12), b=nn.Linear(12, 3)), TOKENS
-    ),
-    "roll": _own_net(lambda: Net(lambda m, x: m.b(m.a(x).roll(3, -1)), a=nn.Linear(6, 12), b=nn.Linear(12, 3)), TOKENS),
-    "repeat_interleave": _own_net(
-        lambda: Net(lambda m, x: m.b(m.a(x).repeat_interleave(2, 2)), a=nn.Linear(6, 8), b=nn.Linear(16, 3)), TOKENS
-    ),
-    "repeat": _own_net(
-        lambda: Net(lambda m, x: m.b(m.a(x).repeat(1, 1, 2)), a=nn.Linear(6, 8), b=nn.Linear(16, 3)), TOKENS
-    ),
-    "maximum": _own_net(
-        lambda: Net(lambda m, x: m.b(m.a(x) * m.a(x).argmax(-1, keepdim=True)), a=nn.Linear(6, 12), b=nn.Linear(12, 3)),
-        TOKENS,
-    ),
-}
+@own(_linear(8, 16))
+def repeat_interleave(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).repeat_interleave(2, 2))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A wrong rule for `operator`, the network that meets it, and what is asked to be removed there."""
-
-    operator: str
-    alter: Callable[[Rule], Rule]
-    subject: str
-    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+@own(_linear(8, 16))
+def repeat(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).repeat(1, 1, 2))
 
 
-BOTH: dict[str, Any] = {"ratios": {"head_dims": 0.5}}
+@own(_linear(12))
+def maximum(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * y.argmax(-1, keepdim=True))
+
+
+@own(_linear(12, s=lambda: weights(1)))
+def expanded_to_a_constant(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x) * m.s.expand(12))
+
+
+@own(_linear(12, 16))
+def padded(m: Net, x: Tensor) -> Tensor:
+    return m.b(F.pad(m.a(x), (1, 3)))
+
+
+@own(_linear(12))
+def numbered(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * torch.arange(y.shape[-1], device=x.device))
+
+
+@own(_linear(12))
+def of_zeros(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(torch.maximum(y, torch.zeros_like(y)))
+
+
+@own(_linear(12))
+def in_order(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).sort(-1).values)
+
+
+@own(_linear(12, 3))
+def windows_of_channels(m: Net, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x)).unfold(-1, 4, 4).mean(-1))
+
+
+@own(_linear(12, 3, index=lambda: nn.Buffer(torch.tensor([7, 2, 4]))))
+def channels_by_a_table(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x)[..., m.index])
+
+
+@own(_linear(9, c=lambda: nn.Linear(6, 9), index=lambda: nn.Buffer(torch.tensor([1, 4]))))
+def written_by_a_table(m: Net, x: Tensor) -> Tensor:
+    y = F.relu(m.a(x))
+    y[:, m.index] = m.c(x)[:, :2]
+    return m.b(y)
+
+
+@own(_linear(9, c=lambda: nn.Linear(6, 9), index=lambda: nn.Buffer(torch.tensor([1, 4, 0, 0, 2]))))
+def added_by_a_table(m: Net, x: Tensor) -> Tensor:
+    return m.b(F.relu(m.a(x)).index_add(1, m.index, m.c(x)))
+
+
+@own(_linear(9, index=lambda: nn.Buffer(torch.tensor([1, 4, 0]))))
+def gathered_tokens(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y.gather(1, m.index[None, :, None].expand(x.shape[0], -1, y.shape[-1])))
+
+
+@own(_linear(9, 3, index=lambda: nn.Buffer(torch.tensor([7, 4, 0]))))
+def gathered_channels(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).gather(-1, m.index.expand(*x.shape[:2], -1)))
+
+
+@own(
+    lambda: {"a": conv(3, 8), "b": conv(8, 3), "boxes": nn.Buffer(torch.tensor([[0, 1, 1, 6, 6], [1, 0, 2, 5, 7.0]]))},
+    IMAGE,
+)
+def regions(m: Net, x: Tensor) -> Tensor:
+    return m.b(torchvision.ops.roi_align(m.a(x), m.boxes, 4))
+
+
+@own(_linear(12, edges=lambda: nn.Buffer(torch.tensor([-1.0, 0.0, 1.0]))))
+def numbers_of_bins(m: Net, x: Tensor) -> Tensor:
+    return m.b(torch.bucketize(m.a(x), m.edges).to(m.b.weight.dtype))
+
+
+@own(_linear(9))
+def by_value(m: Net, x: Tensor) -> Tensor:
+    y = F.relu(m.a(x))
+    return m.b(y[y.sum(-1) > 1.5])
+
+
+@own(_linear(9))
+def by_remainder(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(F.relu(y) if y.shape[-1] % 4 else y)
+
+
+@own(_linear(12))
+def by_divisibility(m: Net, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(F.relu(y) if y.shape[-1] % 4 == 0 else y)
+
+
+@own(lambda: {"a": nn.Linear(6, 4), "c": nn.Linear(6, 4), "b": nn.Linear(8, 3)})
+def parts_with_a_gate_each(m: Net, x: Tensor) -> Tensor:
+    y = torch.stack([m.a(x), m.c(x)], 2)
+    return m.b((y * y.square().sum(-1, keepdim=True).sigmoid()).flatten(2))
+
+
+def _attend(q: Tensor, v: Tensor, scale: float = 0.4) -> Tensor:
+    return (q @ q.mT * scale).softmax(-1) @ v
+
+
+@own(lambda: {"a": nn.Linear(6, 16), "c": nn.Linear(6, 12), "b": nn.Linear(28, 3), "heads": 4})
+def heads_of_two_sorts(m: Net, x: Tensor) -> Tensor:
+    q, p = (f(x).unflatten(-1, (-1, n)).transpose(1, 2) for f, n in ((m.a, 4), (m.c, 3)))
+    y = torch.cat([_attend(q, q), _attend(p, p)], -1).transpose(1, 2)
+    return m.b(y.reshape(*x.shape[:2], m.heads, -1).flatten(2))
+
+
+@own(lambda: {"a": nn.Linear(6, 16), "v": nn.Linear(6, 16), "b": nn.Linear(16, 3), "heads": 4, "head_dim": 4})
+def temperature_by_a_reciprocal(m: Net, x: Tensor) -> Tensor:
+    q, v = (f(x).unflatten(-1, (m.heads, m.head_dim)).transpose(1, 2) for f in (m.a, m.v))
+    return m.b(_attend(q, v, 1 / math.sqrt(m.head_dim)).transpose(1, 2).flatten(2))
+
+
+MODELS = ("vit", "beit", "swin", "resnet18")
+
+
+def build(subject: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Returns a net of this file, of the others, or a real model, with random values, and inputs for it."""
+    if subject in MODELS:
+        return build_model(subject), (images(),)
+    if subject not in OWN:
+        return build_net(subject)
+    torch.manual_seed(0)
+    make, shapes = OWN[subject]
+    return make().double().eval(), tuple(torch.randn(s, dtype=torch.float64) for s in shapes)
+
+
 DIMS: dict[str, Any] = {"ratios": {"heads": 0.0, "head_dims": 0.5}}
+BOTH: dict[str, Any] = {"ratios": {"head_dims": 0.5}}
+MOST: dict[str, Any] = {"ratio": 0.95, "min_channels": 1}
 FAULTS: dict[str, Fault] = {
-    "cat in the wrong order": Fault("cat", reversed_operands, "concatenation"),
-    "cat in the wrong order, of what was concatenated": Fault("cat", reversed_operands, "dense_concatenation"),
+    # operators that move elements
+    "clone shifts positions": Fault("clone", SHIFTED, "siamese"),
+    "dropout shifts positions": Fault("dropout", SHIFTED, "inverted_residual_pieces"),
     "permute forgets to permute": Fault("permute", instead(as_it_was), "vit"),
-    "view forgets sizes": Fault("view", with_relations(bind=lambda *_: True), "vit"),
+    "transpose forgets to transpose": Fault("transpose", instead(as_it_was), "attention_sqrt"),
+    "t shifts positions": Fault("t", SHIFTED, "tied_weights"),
+    "unsqueeze at another place": Fault("unsqueeze", instead(behind), "attention_by_neighbouring_channels"),
+    "expand shifts positions": Fault("expand", SHIFTED, "cosine_classifier"),
+    "expand takes a constant for any size": Fault(
+        "graph.rules_shape:_copied", copies_are_free, "expanded_to_a_constant"
+    ),
+    "view forgets sizes": Fault("view", forgets("require"), "vit"),
     "view forgets the order of what it merges": Fault("view", instead(plain_view), "channel_shuffle"),
-    "view shifts positions": Fault("view", after(shifted), "attention_power", BOTH),
-    "linear does not tie its input": Fault("linear", with_relations(join=unrelated), "mlp"),
-    "linear forgets its bias": Fault("linear", lambda right: lambda call: right(_without(call, "bias")), "mlp"),
-    "add does not tie its operands": Fault("add", instead(first_operand_alone), "sum"),
+    "view shifts positions": Fault("view", SHIFTED, "attention_power", BOTH),
+    "flattening shifts positions": Fault("flatten", SHIFTED, "flattened_feature_map"),
+    "slice holds no positions": Fault("slice", forgets("require", "hold"), "slices"),
+    "slice of a fixed part holds no positions": Fault("slice", forgets("require", "hold"), "fixed_slices"),
+    "slice shifts positions": Fault("slice", SHIFTED, "ghost_module"),
+    "slice with a step forgets whose turn it is": Fault("slice", forgets("bundle"), "every_other"),
+    "slice of a head's width holds no sizes": Fault("slice", forgets("require", "add_fibres"), "rotary"),
+    "select holds no positions": Fault("select", forgets("hold"), "selection"),
+    "unbind holds no positions": Fault("unbind", forgets("hold"), "taken_apart"),
+    "split holds no sizes": Fault("split_with_sizes", forgets("require"), "uneven_split"),
+    "split by a list holds no sizes": Fault("split_with_sizes", forgets("require"), "partial_convolution"),
+    "halves may differ": Fault("chunk", forgets("add_fibres"), "halves"),
+    "cat in the wrong order": Fault("cat", swapped_operands, "concatenation"),
+    "cat in the wrong order, of what was concatenated": Fault("cat", swapped_operands, "dense_concatenation"),
+    "stack lets widths differ": Fault("stack", forgets("add_fibres"), "selective_kernels"),
+    "stack lets a part go": Fault("stack", forgets("pin"), "parts_with_a_gate_each"),
+    "repeat taken for repeat_interleave": Fault("repeat", instead(interleaved), "repeat"),
+    "repeat_interleave taken for repeat": Fault("repeat_interleave", instead(tiled), "repeat_interleave"),
+    "heads repeated in the wrong order": Fault("repeat_interleave", instead(tiled), "grouped_queries_repeated"),
+    "flip holds no positions": Fault("flip", forgets("hold"), "flip_of_tokens"),
+    "flip of feature maps holds no positions": Fault("flip", forgets("hold"), "flip"),
+    "roll holds no positions": Fault("roll", forgets("hold"), "roll"),
+    "pad at another place": Fault("pad", SHIFTED, "padded"),
+    "pixel shuffle forgets what goes together": Fault("pixel_shuffle", forgets("bundle"), "pixel_shuffle"),
+    "pixel unshuffle in the wrong order": Fault("pixel_unshuffle", REVERSED, "pixel_unshuffle"),
+    "channel shuffle forgets what goes together": Fault("channel_shuffle", forgets("bundle"), "channel_shuffle_module"),
+    # contractions
+    "linear does not tie its input": Fault("linear", UNTIED, "mlp"),
+    "linear forgets its bias": Fault("linear", given(bias=None), "mlp"),
+    "linear costs nothing": Fault("linear", forgets("cost"), "mlp"),
+    "product does not tie what it contracts": Fault("matmul", UNTIED, "attention_power", BOTH),
+    "einsum does not tie what it contracts": Fault("einsum", UNTIED, "attention_einsum", BOTH),
+    "einsum may be left with a single index": Fault("einsum", forgets("keep_two"), "einsum_weights", MOST),
+    "attention ties nothing": Fault("scaled_dot_product_attention", instead(value_alone), "vit", BOTH),
+    "attention forgets its bias": Fault(
+        "scaled_dot_product_attention", given(attn_mask=None), "relative_position_bias"
+    ),
+    "attention changes its temperature": Fault("scaled_dot_product_attention", given(scale=1.0), "vit", DIMS),
+    "bilinear ties nothing": Fault("_trilinear", UNTIED, "bilinear"),
+    "convolution does not tie its input": Fault("conv2d", UNTIED, "dense_concatenation"),
+    "convolution forgets its bias": Fault("conv2d", given(bias=None), "flattened_feature_map"),
+    "convolution costs a single position of its kernel": Fault(
+        "graph.relations:Relations.cost", without_kernel, "dense_concatenation"
+    ),
+    "convolution keeps what it slides along": Fault(
+        "graph.rules_conv:_without_slides", keeps_argument, "attention_by_neighbouring_channels"
+    ),
+    "grouped convolution forgets what goes together": Fault("conv2d", forgets("bundle"), "two_grouped_convs"),
+    "groups of a convolution may differ": Fault("conv2d", forgets("add_fibres"), "grouped_conv"),
+    "grouped convolution with a single output per group": Fault("conv2d", forgets("keep_two"), "grouped_conv", MOST),
+    "depthwise convolution does not tie its sides": Fault("conv2d", UNTIED, "inverted_residual_pieces"),
+    "depthwise convolution forgets its number of groups": Fault(
+        "conv2d", forgets("require"), "inverted_residual_pieces"
+    ),
+    "transposed convolution taken for a plain one": Fault(
+        "graph.rules_conv:_Convolved.weight", sides_swapped, "transposed_conv"
+    ),
+    "grouped transposed convolution does not tie its input": Fault(
+        "conv_transpose2d", forgets("tie"), "grouped_transposed_conv"
+    ),
+    # other operators that compute
+    "add does not tie its operands": Fault("add", instead(first_operand_alone), "two_terms"),
     "residual add does not tie its operands": Fault("add", instead(first_operand_alone), "vit"),
     "mul does not tie its operands": Fault("mul", instead(first_operand_alone), "gated_mlp"),
-    "relu shifts positions": Fault("relu", after(shifted), "residual"),
-    "slice holds no positions": Fault("slice", forgets("freeze", "pin"), "slices"),
-    "slice of a fixed part holds no positions": Fault("slice", forgets("freeze", "pin"), "fixed_slices"),
-    "select holds no positions": Fault("select", forgets("freeze", "pin"), "selection"),
-    "split holds no sizes": Fault("split_with_sizes", forgets("freeze", "pin"), "uneven_split"),
-    "halves may differ": Fault("chunk", forgets("add_fibres", "freeze"), "halves"),
-    "flip holds no positions": Fault("flip", forgets("freeze", "pin"), "flip_of_tokens"),
-    "flip of feature maps holds no positions": Fault("flip", forgets("freeze", "pin"), "flip"),
-    "roll holds no positions": Fault("roll", forgets("freeze", "pin"), "roll"),
-    "repeat_interleave taken for repeat": Fault("repeat_interleave", instead(tiled), "repeat_interleave"),
-    "repeat taken for repeat_interleave": Fault("repeat", instead(interleaved), "repeat"),
-    "argmax holds no positions": Fault("argmax", forgets("freeze", "pin"), "maximum"),
-    "attention ties nothing": Fault("scaled_dot_product_attention", instead(value_alone), "vit", BOTH),
-    "attention ties nothing, with a bias per head": Fault("scaled_dot_product_attention", instead(value_alone), "beit"),
-    "attention changes its temperature": Fault(
-        "scaled_dot_product_attention",
-        lambda right: lambda call: right(dataclasses.replace(call, arguments={**call.arguments, "scale": 1.0})),
-        "vit",
-        DIMS,
+    "relu shifts positions": Fault("relu", SHIFTED, "residual"),
+    "softmax loses heads": Fault("softmax", CONSTANT, "attention_power", BOTH),
+    "layer norm forgets its scale": Fault("layer_norm", UNTIED, "vit"),
+    "layer norm forgets its width": Fault("layer_norm", forgets("require"), "class_token"),
+    "batch norm forgets its statistics": Fault("batch_norm", UNTIED, "resnet18"),
+    "groups of a norm may differ": Fault("group_norm", forgets("add_fibres"), "group_norms"),
+    "group norm forgets its number of groups": Fault("group_norm", forgets("require"), "group_norms"),
+    "argmax holds no positions": Fault("argmax", forgets("hold"), "maximum"),
+    "reduction forgets the heads that are left": Fault("max", states(reduce=drops), "maxout"),
+    "pooling shifts positions": Fault("max_pool2d", SHIFTED, "flattened_feature_map"),
+    "zeros of another size": Fault("zeros", forgets("require"), "gru_cell"),
+    "numbers in a row taken for any": Fault("arange", instead(any_number), "numbered"),
+    "glu lets its halves differ": Fault("glu", forgets("add_fibres"), "glu"),
+    "glu does not tie its halves": Fault("glu", UNTIED, "glu"),
+    "sort holds no positions": Fault("sort", forgets("hold"), "in_order"),
+    "weight norm forgets its lengths": Fault("_weight_norm", UNTIED, "weight_norm"),
+    # reading and writing by position
+    "windows hold no positions": Fault("unfold", forgets("hold"), "windows_of_channels"),
+    "patches in the wrong order": Fault("im2col", REVERSED, "unfolded_patches"),
+    "folding forgets what goes together": Fault("col2im", forgets("bundle"), "folded_patches"),
+    "table shifts its columns": Fault("index", SHIFTED, "swin"),
+    "embedding shifts its columns": Fault("embedding", SHIFTED, "tied_embedding"),
+    "table holds no positions": Fault("index", forgets("hold"), "channels_by_a_table"),
+    "what is written is not tied": Fault("index_put", UNTIED, "written_by_a_table"),
+    "what is added is not tied": Fault("index_add", UNTIED, "added_by_a_table"),
+    "gather holds no positions": Fault("gather", forgets("hold"), "gathered_channels"),
+    "gather shifts what passes": Fault("gather", SHIFTED, "gathered_tokens"),
+    "regions shift channels": Fault("roi_align", SHIFTED, "regions"),
+    "numbers of bins hold no positions": Fault("bucketize", forgets("freeze"), "numbers_of_bins"),
+    "bags shift their columns": Fault("_embedding_bag", SHIFTED, "embedding_bag"),
+    # relations
+    "ties are lost": Fault("graph.relations:Relations.tie", NOTHING, "gated_mlp"),
+    "what goes together is lost": Fault("graph.relations:Relations.bundle", NOTHING, "pixel_shuffle"),
+    "fibres may differ": Fault("graph.relations:Relations.add_fibres", NOTHING, "halves"),
+    "heads are lost": Fault("graph.relations:Relations.own", NOTHING, "relative_position_bias"),
+    "nothing is frozen": Fault("graph.relations:Relations.freeze", NOTHING, "roll"),
+    "no position is held": Fault("graph.relations:Relations.hold", NOTHING, "unknown_operator"),
+    "components that share a dimension are not related": Fault(
+        "graph.relations:Relations._share", NOTHING, "linear_attention"
     ),
-    "product does not tie what it contracts": Fault("matmul", with_relations(join=unrelated), "attention_power", BOTH),
-    "softmax loses heads": Fault("softmax", instead(constant), "attention_power", BOTH),
-    "layer norm forgets its scale": Fault("layer_norm", with_relations(join=unrelated), "vit"),
-    "batch norm forgets its statistics": Fault("batch_norm", with_relations(join=unrelated), "resnet18"),
-    "grouped convolution forgets its groups": Fault("conv2d", forgets("bundle", "add_fibres"), "grouped_conv"),
-    "depthwise convolution does not tie its sides": Fault("conv2d", forgets("tie"), "depthwise"),
-    "table shifts its columns": Fault("index", after(shifted), "swin"),
-    "flattening shifts positions": Fault("flatten", after(shifted), "flattened_feature_map"),
-    "pixel shuffle forgets what goes together": Fault("pixel_shuffle", forgets("bundle"), "pixel_shuffle"),
+    "a merged dimension forgets its inner side": Fault(
+        "graph.relations:Relations.fuse", instead(only_outer), "multi_query"
+    ),
+    "sizes that are computed with are forgotten": Fault("graph.relations:Relations.number", NOTHING, "mean_by_width"),
+    "remainders are forgotten": Fault("graph.relations:Relations.remainder", NOTHING, "by_remainder"),
+    "compared sizes are forgotten": Fault("graph.relations:Relations.compare", NOTHING, "torch_encoder"),
+    # requirements on sizes
+    "attributes are not followed": Fault("graph.requirements:_Settling.place", no_attributes, "attention_power", DIMS),
+    "sizes are not linked": Fault("graph.requirements:_Settling.place", attributes_alone, "beit"),
+    "sums are taken for settled": Fault("graph.requirements:_Settling._sum", TRUE, "uneven_split_by_attributes"),
+    "products are taken for settled": Fault("graph.requirements:_Settling._product", TRUE, "mha_self"),
+    "quotients are taken for settled": Fault("graph.requirements:_Settling._quotient", TRUE, "maxout"),
+    "a quotient beside its divisor is not required": Fault("graph.rules_shape:_require_quotient", TRUE, "maxout"),
+    "a quotient taken for what is divided": Fault("graph.sizes:Size.__floordiv__", halves_as_wholes, "maxout"),
+    "what cannot be met is not frozen": Fault(
+        "graph.requirements:_Settling.refuse", NOTHING, "constants_in_the_code", BOTH
+    ),
+    # temperatures
+    "temperatures are not kept": Fault("graph.groups:_scale_fixes", always(()), "attention_power", DIMS),
+    "a root is taken for the size": Fault("graph.relations:Relations.power", squared, "attention_sqrt", DIMS),
+    "a temperature is not noted": Fault("graph.relations:Relations.power", NOTHING, "attention_sqrt", DIMS),
+    "a reciprocal is taken for the root": Fault(
+        "graph.sizes:Power.__rtruediv__", same_sign, "temperature_by_a_reciprocal", DIMS
+    ),
+    # solving, and what allocation makes of it
+    "what keeps the size of something frozen is free": Fault("graph.solve:_settle", NOTHING, "beit"),
+    "links of heads look at one sort": Fault("graph.solve:_Sets.of_extent", sole_sort, "heads_of_two_sorts"),
+    "heads beside something that stays are free": Fault(
+        "graph.solve:_row_extents", always(()), "mha_mask_for_each_head"
+    ),
+    "links that conflict are not refused": Fault(
+        "allocation.ladders:sort_links", all_uniform, "mha_mask_for_each_head", BOTH
+    ),
+    "of what two must stay, one may": Fault(
+        "allocation.allocate:_protected", nobody_is_protected, "grouped_conv", MOST
+    ),
+    # tracing
+    "what is written into a part is free": Fault("graph.tracer:_is_part", always(False), "written_in_place"),
+    "decisions by values are not repeated": Fault("graph.values:Values.repeated", first_run_again, "by_value"),
 }
 
 
-def _without(call: Call, argument: str) -> Call:
-    return dataclasses.replace(call, arguments={**call.arguments, argument: None})
-
-
-def difference(subject: str, request: Mapping[str, Any], seed: int) -> tuple[float, int]:
-    """Returns by how much the cut network differs from the one without what was cut, and how many indices went.
-
-    Raises what trace, allocate and cut raise.
-    """
-    model, inputs = SUBJECTS[subject]()
+def verdict(subject: str, request: Mapping[str, Any], seed: int) -> str:
+    """Returns who noticed that something is wrong: "refused" for the library itself, an invariant, or "nobody"."""
+    model, inputs = build(subject)
     network = secateur.trace(model, inputs)
     known = {g.kind for g in network.groups}
-    ratios = {k: v for k, v in request.get("ratios", {}).items() if k in known}
-    plan = secateur.allocate(network, random_scores(network, seed), ratio=0.4, ratios=ratios)
-    pruned = secateur.cut(model, plan)
-    removed = {(c.tensor, c.dim): list(c.removed) for c in plan.cuts}
-    expected = outputs(reference(copy.deepcopy(model), removed), *inputs)
-    with torch.no_grad():
-        found = outputs(pruned, *inputs)
-    if found.shape != expected.shape:
-        return float("inf"), len(removed)
-    return float((found - expected).abs().max() / expected.abs().max()), len(removed)
-
-
-def verdict(fault: Fault, seed: int) -> str:
-    """Returns who noticed: "refused" for the library itself, "oracle", or "nobody"."""
+    options = {"ratio": 0.4, **request, "ratios": {k: v for k, v in request.get("ratios", {}).items() if k in known}}
+    plan = secateur.allocate(network, random_scores(network, seed), **options)
+    # built again, not copied: torch cannot copy every module after it has run
+    pruned, expected = build(subject)[0], build(subject)[0]
     try:
-        wrong, _ = difference(fault.subject, fault.request, seed)
-    except (CutError, TraceError):
+        secateur.cut_(pruned, plan)
+    except CutError:
         return "refused"
-    return "oracle" if not wrong < 1e-9 else "nobody"
+    reference(expected, {(c.tensor, c.dim): list(c.removed) for c in plan.cuts})
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        try:
+            found = _values(pruned(*inputs))
+        except (RuntimeError, ValueError, IndexError):
+            return "does not run"
+    with torch.no_grad():
+        wanted = _values(expected(*inputs))
+    if found.shape != wanted.shape or not (found - wanted).abs().max() < 1e-9 * wanted.abs().max():
+        return "other output"
+    macs, params = counter.get_total_flops() // 2, sum(p.numel() for p in pruned.parameters())
+    return "nobody" if (macs, params) == (plan.macs * inputs[0].shape[0], plan.params) else "other cost"
 
 
-def plant(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Puts the wrong rule in; returns a list that grows with every call of it."""
-    right = RULES.get(fault.operator, elementwise)
-    used: list[str] = []
-    wrong = fault.alter(right)
-
-    def counted(call: Call) -> Result:
-        used.append(call.name)
-        return wrong(call)
-
-    names = [n for n, r in RULES.items() if r is right] or [fault.operator]
-    for name in names if fault.operator in RULES else [fault.operator]:
-        monkeypatch.setitem(RULES, name, counted)
-    return used
+def _values(output: object) -> Tensor:
+    return torch.cat([t.flatten() for t in output_tensors(output)])
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_wrong_rule_does_not_go_unnoticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = plant(FAULTS[name], monkeypatch)
-    verdicts = [verdict(FAULTS[name], seed) for seed in range(3)]
-    assert used, "the network does not meet the planted rule"
-    assert set(verdicts) != {"nobody"}, verdicts
-
-
-ENGINE: dict[str, tuple[str, Any, str, Mapping[str, Any]]] = {
-    "ties are lost": ("tie", says_nothing, "gated_mlp", {}),
-    "what goes together is lost": ("bundle", says_nothing, "pixel_shuffle", {}),
-    "fibres may differ": ("add_fibres", says_nothing, "halves", {}),
-    "attributes are not followed": ("bind", lambda *_: True, "attention_power", DIMS),
-    "sizes that are computed with are forgotten": ("number", says_nothing, "mean", {}),
-    "nothing is frozen": ("freeze", says_nothing, "roll", {}),
-}
-
-
-@pytest.mark.parametrize("name", ENGINE)
-def test_a_wrong_engine_does_not_go_unnoticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, wrong, subject, request = ENGINE[name]
-    monkeypatch.setattr(Relations, method, wrong)
-    verdicts = [verdict(Fault("", instead(constant), subject, request), seed) for seed in range(3)]
-    assert set(verdicts) != {"nobody"}, verdicts
-
-
-def test_views_without_fibres_only_make_channels_coarser(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = torch.empty(2, 5, 6)
-    fine = secateur.trace(NETS["attention_power"][0](), inputs).num_channels
-    plant(Fault("view", instead(plain_view), "attention_power"), monkeypatch)
-    assert secateur.trace(NETS["attention_power"][0](), inputs).num_channels < fine
-    assert difference("attention_power", BOTH, 0)[0] < 1e-9
-
-
-SUBJECTS_USED = sorted({f.subject for f in FAULTS.values()} | {used for *_, used, _ in ENGINE.values()})
-
-
-@pytest.mark.parametrize("subject", SUBJECTS_USED)
-def test_the_right_rules_pass(subject: str) -> None:
-    requests = [f.request for f in FAULTS.values() if f.subject == subject]
-    requests += [request for *_, used, request in ENGINE.values() if used == subject]
-    for request in {str(r): r for r in requests}.values():
-        for seed in range(3):
-            wrong, _ = difference(subject, request, seed)
-            assert wrong < 1e-9
+def test_a_fault_does_not_go_unnoticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = FAULTS[name]
+    used = plant(fault, monkeypatch)
+    verdicts = [verdict(fault.subject, fault.request, seed) for seed in range(3)]
+    assert used, "the network does not meet the fault"
+    assert set(verdicts) != {"nobody"}

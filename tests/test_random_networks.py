@@ -21,8 +21,8 @@ import secateur
 from models import random_scores, reference
 from nets import Attention
 from random_networks import networks
+from secateur.graph.copies import output_tensors
 from secateur.graph.labels import leaves
-from secateur.graph.tracer import output_tensors
 
 FUZZ = int(os.environ.get("FUZZ", "0"))
 """How many networks to draw afresh; 0 for the hundred of every day."""

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from secateur.graph.copies import as_arguments, output_tensors
 from secateur.graph.groups import batch_size
 from secateur.graph.network import STAYS, Network
-from secateur.graph.tracer import as_arguments, output_tensors
 from zoo.catalogue import Entry
 
 NO_RULE = "no rule for the operator"

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from secateur.errors import TraceError
+from secateur.graph.copies import copied, skeleton, to_meta
 from secateur.graph.groups import build
 from secateur.graph.network import Network
-from secateur.graph.tracer import copied, run, skeleton, to_meta
+from secateur.graph.tracer import run
 from secateur.graph.values import Values, stand_in
 
 __all__ = ["Network", "trace"]

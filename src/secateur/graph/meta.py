@@ -48,7 +48,7 @@ def _makes_fresh_tensors(func: Any) -> bool:
 
 def _is_fresh(output: torch.Tensor, storages: set[int]) -> bool:
     """Whether an output is a plain tensor of its own: dropout in eval mode returns what it was given."""
-    plain = type(output) is torch.Tensor and output.is_meta and output.storage_offset() == 0
+    plain = type(output) is torch.Tensor and output.is_meta and int(output.storage_offset()) == 0
     return plain and output.untyped_storage()._cdata not in storages
 
 

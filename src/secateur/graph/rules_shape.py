@@ -222,7 +222,7 @@ def slice_(call: Call) -> Labels:
         bounds = [call["start"] or 0, size if call["end"] is None else call["end"]]
         given = [call.expression(n) for n in bounds]
     step = int(call["step"] or 1)
-    taken = slice(*slice(*bounds, step).indices(size))
+    taken = slice(*slice(int(bounds[0]), int(bounds[1]), step).indices(size))
     for array in labels.arrays:
         if array.shape[axis] == 1:
             continue
@@ -244,8 +244,7 @@ def _negated(expression: Expression | None) -> Expression | None:
     """Returns minus an expression: slices count some bounds from the end."""
     if isinstance(expression, int):
         return -expression
-    negative = isinstance(expression, Product) and expression.left == -1
-    return expression.right if negative else expression
+    return expression.right if isinstance(expression, Product) and expression.left == -1 else expression
 
 
 def _require_part(

@@ -355,8 +355,9 @@ def expression_of(value: int, observer: Observer | None = None) -> Expression:
 
     With an `observer`, a size that another one watches (a library kept it from an earlier trace) is a plain integer.
     """
-    known = isinstance(value, Size) and (observer is None or value.observer is observer)
-    return value.expression if known else int(value)
+    if isinstance(value, Size) and (observer is None or value.observer is observer):
+        return value.expression
+    return int(value)
 
 
 def _holders(model: nn.Module) -> Iterator[tuple[str, tuple[str | int, ...], dict[str, Any]]]:

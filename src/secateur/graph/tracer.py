@@ -8,7 +8,6 @@ would do the same, but a tensor that the model's library caches during the run c
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import types
@@ -17,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_conv, rules_index, rules_shape  # noqa: F401  (they fill the registry)
+from secateur.graph.copies import as_arguments, as_type, output_tensors, to_meta
 from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, leaves, named_tensors, tensors_in, varying
 from secateur.graph.meta import MetaKernels
 from secateur.graph.network import Role
@@ -325,60 +325,6 @@ def _is_part(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
-def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> nn.Module:
-    """Returns a deep copy of `model` in eval mode whose tensors are on `meta`, with other `shapes` where given by name.
-
-    Raises TraceError when the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    shapes = shapes or {}
-    for name, tensor in named_tensors(model).items():
-        empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-    for module in model.modules():
-        for value in vars(module).values():
-            if type(value) in (dict, OrderedDict, set) and not value:
-                memo[id(value)] = type(value)()  # a dozen empty tables of hooks in each module, slow to copy
-            elif not isinstance(value, (int, float, str)):
-                for tensor in tensors_in(value):
-                    if id(tensor) not in memo:
-                        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
-    try:
-        return copy.deepcopy(model, memo).eval()
-    except Exception as error:
-        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Returns a deep copy of `model`, weights included, in eval mode; raises TraceError when it cannot be copied."""
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    except Exception as error:
-        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
-
-
-def _as_type(value: Any, dtype: torch.dtype | None) -> Any:
-    """Returns nested inputs with floating tensors as `dtype` if it is given."""
-    if isinstance(value, torch.Tensor):
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_as_type(v, dtype) for v in value)
-    return {k: _as_type(v, dtype) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
-    """Returns nested example inputs with all tensors on `meta`, floating ones as `dtype` if it is given."""
-    if isinstance(value, torch.Tensor):
-        own = value.dtype if dtype is None or not value.is_floating_point() else dtype
-        return torch.empty(value.shape, dtype=own, device="meta")
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_meta(v, dtype) for v in value)
-    if isinstance(value, dict):
-        return {k: to_meta(v, dtype) for k, v in value.items()}
-    return value
-
-
 @contextmanager
 def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -386,8 +332,9 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
     # the model is a throw-away copy: its tables of hooks can be written without the handles that removal needs
     for name, module in model.named_modules():
-        module._forward_pre_hooks[_HOOK] = lambda module, args, name=name: path.append(name)
-        module._forward_pre_hooks.move_to_end(_HOOK, last=False)
+        before = cast(OrderedDict[int, Any], module._forward_pre_hooks)
+        before[_HOOK] = lambda module, args, name=name: path.append(name)
+        before.move_to_end(_HOOK, last=False)
         module._forward_hooks[_HOOK] = leave
     try:
         yield
@@ -397,15 +344,6 @@ def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
 
 
 _HOOK = -1
-
-
-def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns positional and keyword arguments for example inputs given as a tensor, a tuple or a dict."""
-    if isinstance(inputs, dict):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}
-    return (inputs,), {}
 
 
 def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
@@ -421,7 +359,7 @@ def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     install(model, trace.relations)
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    arguments = as_arguments(to_meta(inputs, dtype) if values is None else _as_type(values.inputs, dtype))
+    arguments = as_arguments(to_meta(inputs, dtype) if values is None else as_type(values.inputs, dtype))
     kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
     for name, tensor in named_tensors(model).items():
         trace.label(name, tensor, 2 if id(tensor) in kernels else None)
@@ -526,10 +464,3 @@ def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tu
 
 def _key(arrays: tuple[Ints, ...]) -> bytes:
     return b"".join(a.tobytes() for a in arrays)
-
-
-def output_tensors(output: Any) -> list[torch.Tensor]:
-    """Returns all tensors in a model's output: tensor, tuple, list, dict (a Hugging Face output is one) or object."""
-    if isinstance(output, (torch.Tensor, tuple, list, dict)):
-        return list(tensors_in(output))
-    return list(tensors_in(vars(output))) if hasattr(output, "__dict__") else []

@@ -13,9 +13,9 @@ from torch import nn
 from secateur.allocation.plan import AttributeChange, AxisCut, Plan, Rescale, restore_inputs
 from secateur.errors import CutError, PlanError, TraceError
 from secateur.graph import Network, retrace, trace
+from secateur.graph.copies import copied, skeleton
 from secateur.graph.groups import fingerprint
 from secateur.graph.labels import named_tensors
-from secateur.graph.tracer import copied, skeleton
 from secateur.surgery.check import check
 
 REPORTED_SIZES: Mapping[type[nn.Module], tuple[tuple[str, str, int], ...]] = {
