@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint types lines bench peer ranking clean
+.PHONY: help demo test fuzz zoo lint types lines bench peer ranking clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lines: $(READY)  ## print the line counts and hold them to their budgets
 
 bench: $(READY)  ## time and memory of analysis and pruning beside Torch-Pruning
 	$(BIN)/python scripts/bench.py --write docs/benchmark-table.md
+
+zoo: $(READY)  ## examine every architecture of timm, transformers and torchvision (half an hour); writes docs/zoo.md
+	cd scripts && OMP_NUM_THREADS=1 ../$(BIN)/python -m zoo
 
 peer: $(READY)  ## prune a member of every timm family with both libraries (an hour; goes on where it stopped)
 	$(BIN)/python scripts/peer_coverage.py

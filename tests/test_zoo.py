@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.everything import all_entries
+from zoo.everything import all_entries, find
 from zoo.examine import STEPS, examine
 from zoo.records import read_records
 
@@ -34,7 +34,7 @@ def _sample() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("library", "name"), _sample(), ids=lambda value: f"{value}")
 def test_sample_of_the_zoo(library: str, name: str) -> None:
     torch.set_num_threads(1)
-    entry = next(e for e in all_entries() if (e.library, e.name) == (library, name))
+    entry = find(library, name)
     record = examine(entry)
     assert record.error == "", f"ZOO_SEED={SEED}"
     assert record.passed == (STEPS if entry.deep else STEPS[:1])

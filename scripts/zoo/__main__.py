@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,14 +36,12 @@ class Zoo:
         store = self.out.with_suffix(".jsonl")
         known = {(r.library, r.name): r for r in read_records(store)} if self.only and store.exists() else {}
         wanted = [e for e in all_entries() if re.search(self.only, f"{e.library}:{e.family}:{e.name}")]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, max_tasks_per_child=25) as pool:
-            futures = [pool.submit(examine_named, entry.library, entry.name) for entry in wanted]
-            for count, future in enumerate(as_completed(futures), 1):
-                record = future.result()
+        names = [(entry.library, entry.name) for entry in wanted]
+        with multiprocessing.get_context("spawn").Pool(self.workers, maxtasksperchild=50) as pool:
+            for count, record in enumerate(pool.imap_unordered(examine_named, names), 1):
                 known[record.library, record.name] = record
                 if record.error or count % 25 == 0:
-                    print(f"{count}/{len(wanted)} {record.library} {record.name} {record.seconds:.2f} s {record.error}")
+                    print(f"{count}/{len(wanted)} {record.library} {record.name} {record.error}", flush=True)
                 if count % 50 == 0 or count == len(wanted):
                     write_records(store, known.values())
         write_report(self.out, list(known.values()))

@@ -24,7 +24,12 @@ def all_entries() -> Iterator[Entry]:
     yield from torchvision_architectures()
 
 
-def examine_named(library: str, name: str) -> Record:
+def find(library: str, name: str) -> Entry:
+    """Returns the entry of that name."""
+    return next(e for e in all_entries() if (e.library, e.name) == (library, name))
+
+
+def examine_named(library_and_name: tuple[str, str]) -> Record:
     """Returns the record of one architecture, measured on one thread."""
     torch.set_num_threads(1)
-    return examine(next(e for e in all_entries() if (e.library, e.name) == (library, name)))
+    return examine(find(*library_and_name))
