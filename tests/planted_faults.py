@@ -14,7 +14,7 @@ import pytest
 from secateur.graph.labels import Labels, align_blocks, labels_of, regroup, tensors_in, varying
 from secateur.graph.relations import Operand, Relations
 from secateur.graph.rules import RULES, Call, Rule, elementwise
-from secateur.graph.sizes import Expression, FromAttribute, Power, RawExtent, Size
+from secateur.graph.sizes import Expression, FromAttribute, Power, Quotient, RawExtent
 
 Result = Labels | tuple[Labels, ...] | None
 Alter = Callable[[Any], Any]
@@ -264,9 +264,11 @@ def first_run_again(right: Any) -> Any:
     return lambda self: replace(self, decisions=[], next=None)
 
 
-def halves_as_wholes(right: Any) -> Any:
-    """n // c taken for n."""
-    return lambda self, other: Size(int(self) // int(other), self.expression, self.observer)
+def quotients_hold(right: Any) -> Any:
+    """A view in which n // h beside h is right whatever n becomes."""
+    return lambda relations, array, axis, specs: (
+        isinstance(specs[axis], Quotient) or right(relations, array, axis, specs)
+    )
 
 
 def sides_swapped(right: Any) -> Any:

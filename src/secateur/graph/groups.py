@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.graph.labels import Ints, named_tensors
+from secateur.graph.labels import Ints
 from secateur.graph.network import (
     STAYS,
     Attribute,
@@ -33,10 +33,14 @@ from secateur.graph.tracer import OUTPUT, Trace
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Returns a hash of the names and shapes of all parameters and buffers of `model`."""
+    """Returns a hash of the names and shapes of all parameters and persistent buffers of `model`.
+
+    Other buffers are caches: some models make them anew for each size of image.
+    """
     digest = hashlib.sha256()
-    for name, tensor in named_tensors(model).items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
     return digest.hexdigest()[:16]
 
 
