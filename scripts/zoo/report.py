@@ -50,10 +50,11 @@ def _totals(records: Sequence[Record], deep: Sequence[Record], timm: Sequence[Re
     of = Counter(r.library for r in deep)
     lines = [f"- passed everything: {', '.join(f'{name} {passed[name]} of {n}' for name, n in sorted(of.items()))}"]
     lines.append(f"- families of timm: {len({r.family for r in deep if r.library == 'timm' and not r.error})}")
-    lines.append(
-        f"- architectures of timm analysed: {len(seconds)} of {len(timm)}; median {statistics.median(seconds):.2f} s, "
-        f"slowest {max(seconds):.1f} s"
-    )
+    if seconds:
+        lines.append(
+            f"- architectures of timm analysed: {len(seconds)} of {len(timm)}; "
+            f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.1f} s"
+        )
     lines.append(f"- parameters that stay for want of an operator rule: {unruled / max(1, total):.3%}")
     lines += [f"- **failed**: {r.library} {r.name}: {r.error}" for r in failed]
     return "\n".join(lines) + "\n"

@@ -49,10 +49,15 @@ def sort_links(network: Network) -> tuple[list[Link], list[Link], list[Link]]:
         pending += more
     kept = [i for i in range(len(network.links)) if i not in bad and i not in implied]
     return (
-        [network.links[i] for i in kept if not composite[i]],
+        [network.links[i] for i in kept if not composite[i] and _may_change(network.links[i])],
         [network.links[i] for i in kept if composite[i]],
         [network.links[i] for i in sorted(bad)],
     )
+
+
+def _may_change(link: Link) -> bool:
+    """False for a link between dimensions that all stay: only whole heads around them may go."""
+    return any((n.channels >= 0).any() for n in link.nodes)
 
 
 def _overlaps(links: Sequence[Link]) -> set[tuple[int, int]]:

@@ -127,10 +127,10 @@ def solve(relations: Relations, active: Ints) -> Solution:
         owners = owner[rows]
         alone = (owners == owners[:, :1]).all(axis=1) & (owners[:, 0] >= 0)
         frozen.add(owners[alone, 0], why, where)
-    for extent in _row_extents(relations):
-        owners = owner[extent.labels]
+    for extents in _rows_of_one_size(relations):
+        owners = _joined([owner[extent.labels] for extent in extents])
         if (owners < 0).any():
-            frozen.add(owners[owners >= 0], "its heads lie beside something that cannot go", "")
+            frozen.add(owners[owners >= 0], "its heads keep step with something that cannot go", "")
     idle = np.ones(frozen.why.size, np.bool_)
     idle[channel[active]] = False
     idle[owner[active][owner[active] >= 0]] = False
@@ -140,9 +140,13 @@ def solve(relations: Relations, active: Ints) -> Solution:
     return Solution(channel, owner, frozen, links)
 
 
-def _row_extents(relations: Relations) -> Iterator[RawExtent]:
-    extents = [*(e for _, e in relations.attributes), *(e for pair in relations.equal for e in pair)]
-    return (e for e in extents if e.kind == "rows")
+def _rows_of_one_size(relations: Relations) -> Iterator[list[RawExtent]]:
+    """Yields the extents that are counted in rows and that one attribute, or one another, keep equal."""
+    by_attribute: dict[object, list[RawExtent]] = {}
+    for attribute, extent in relations.attributes:
+        by_attribute.setdefault(attribute, []).append(extent)
+    for extents in [*by_attribute.values(), *map(list, relations.equal)]:
+        yield [e for e in extents if e.kind == "rows"]
 
 
 def _without_constants(relations: Relations) -> tuple[list[tuple[Ints, Ints]], list[Freeze]]:
