@@ -484,3 +484,34 @@ def test_prune_does_it_all_in_one_call() -> None:
     with pytest.raises(secateur.TraceError, match="failed"):
         secateur.prune_(model, torch.empty(1, 3, 65, 65))
     assert unchanged(model, before)
+
+
+class _Caching(nn.Module):
+    """A module that keeps a table between runs in eval mode, as timm's LeViT does, and drops it in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.shift = nn.Parameter(torch.randn(8))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> _Caching:
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.b(self.a(x) + self.shift)
+        table = self.kept.setdefault(str(x.device), self.shift.tanh())
+        return self.b(self.a(x) + table)
+
+
+def test_what_a_model_kept_of_an_earlier_run_is_dropped() -> None:
+    model = _Caching().eval()
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        model(x)
+    secateur.prune_(model, x, ratio=0.5)
+    assert not model.training
+    with torch.no_grad():
+        assert model(x).shape == (2, 3)

@@ -65,6 +65,18 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     for state, key, value in states:
         state[key] = value
     _apply_attributes(model, plan.attributes)
+    _drop_caches(model)
+
+
+def _drop_caches(model: nn.Module) -> None:
+    """Makes a model forget what it keeps between runs in eval mode (a table of position biases, say).
+
+    Such models forget it when they are put into training mode, for their weights are about to change: so they are now.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _validate(model: nn.Module, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
