@@ -6,7 +6,6 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -70,8 +69,13 @@ def states(**methods: Callable[..., Any]) -> Alter:
 
     def alter(right: Rule) -> Rule:
         def wrong(call: Call) -> Result:
-            with patch.multiple(call.relations, **methods):
+            stated = vars(call.relations)
+            stated.update(methods)
+            try:
                 return right(call)
+            finally:
+                for name in methods:
+                    del stated[name]
 
         return wrong
 
@@ -224,6 +228,11 @@ def same_sign(right: Any) -> Any:
     return lambda self, other: Power(other / float.__add__(self, 0.0), self.base, self.exponent)
 
 
+def blind(right: Any) -> Any:
+    """A check to which all sizes of the cut model are multiples of what they are divided by."""
+    return lambda before, after, plan: right(before, replace(after, remainders=0), plan)
+
+
 def sole_sort(right: Any) -> Any:
     """A link of heads that looks at the first of several sorts alone."""
 
@@ -302,3 +311,180 @@ def no_attributes(right: Any) -> Any:
         return isinstance(expression, FromAttribute) or right(self, expression, extent, last=last)
 
     return wrong
+
+
+# what is asked to be removed, and the faults
+
+DIMS: dict[str, Any] = {"ratios": {"heads": 0.0, "head_dims": 0.5}}
+BOTH: dict[str, Any] = {"ratios": {"head_dims": 0.5}}
+ONE_INPUT: dict[str, Any] = {"ratio": 0.0, "ratios": {"0": 0.95}, "min_channels": 1}
+MOST: dict[str, Any] = {"ratio": 0.95, "min_channels": 1}
+FAULTS: dict[str, Fault] = {
+    # operators that move elements
+    "clone shifts positions": Fault("clone", SHIFTED, "copied"),
+    "dropout shifts positions": Fault("dropout", SHIFTED, "inverted_residual_pieces"),
+    "permute forgets to permute": Fault("permute", instead(as_it_was), "vit"),
+    "transpose forgets to transpose": Fault("transpose", instead(as_it_was), "attention_sqrt"),
+    "t shifts positions": Fault("t", SHIFTED, "turned_weight"),
+    "unsqueeze at another place": Fault("unsqueeze", instead(behind), "attention_by_neighbouring_channels"),
+    "expand shifts positions": Fault("expand", SHIFTED, "expanded"),
+    "expand takes a constant for any size": Fault(
+        "graph.rules_shape:_copied", copies_are_free, "expanded_to_a_constant"
+    ),
+    "view forgets sizes": Fault("view", forgets("require"), "vit"),
+    "view forgets the order of what it merges": Fault("view", instead(plain_view), "channel_shuffle"),
+    "view shifts positions": Fault("view", SHIFTED, "attention_power", BOTH),
+    "flattening shifts positions": Fault("flatten", SHIFTED, "flattened_feature_map"),
+    "slice holds no positions": Fault("slice", forgets("require", "hold"), "slices"),
+    "slice of a fixed part holds no positions": Fault("slice", forgets("require", "hold"), "fixed_slices"),
+    "slice shifts positions": Fault("slice", SHIFTED, "ghost_module"),
+    "slice with a step forgets whose turn it is": Fault("slice", forgets("bundle"), "every_other"),
+    "slice of a head's width holds no sizes": Fault("slice", forgets("require", "add_fibres"), "halves_of_heads", DIMS),
+    "select holds no positions": Fault("select", forgets("hold"), "selection"),
+    "unbind holds no positions": Fault("unbind", forgets("hold"), "taken_apart"),
+    "split holds no sizes": Fault("split_with_sizes", forgets("require"), "uneven_split"),
+    "split by a list holds no sizes": Fault("split_with_sizes", forgets("require"), "partial_convolution"),
+    "halves may differ": Fault("chunk", forgets("add_fibres"), "halves"),
+    "cat in the wrong order": Fault("cat", swapped_operands, "concatenation"),
+    "cat in the wrong order, of what was concatenated": Fault("cat", swapped_operands, "dense_concatenation"),
+    "stack lets a part go": Fault("stack", forgets("pin"), "halves_with_a_gate_each"),
+    "repeat taken for repeat_interleave": Fault("repeat", instead(interleaved), "repeat"),
+    "repeat_interleave taken for repeat": Fault("repeat_interleave", instead(tiled), "repeat_interleave"),
+    "heads repeated in the wrong order": Fault("repeat_interleave", instead(tiled), "grouped_queries_repeated"),
+    "flip holds no positions": Fault("flip", forgets("hold"), "flip_of_tokens"),
+    "flip of feature maps holds no positions": Fault("flip", forgets("hold"), "flip"),
+    "roll holds no positions": Fault("roll", forgets("hold"), "roll"),
+    "pad at another place": Fault("pad", SHIFTED, "padded"),
+    "pixel shuffle forgets what goes together": Fault("pixel_shuffle", forgets("bundle"), "pixel_shuffle"),
+    "pixel unshuffle in the wrong order": Fault("pixel_unshuffle", REVERSED, "pixel_unshuffle"),
+    "channel shuffle forgets what goes together": Fault("channel_shuffle", forgets("bundle"), "channel_shuffle_module"),
+    # contractions
+    "linear does not tie its input": Fault("linear", UNTIED, "mlp"),
+    "linear forgets its bias": Fault("linear", given(bias=None), "mlp"),
+    "linear costs nothing": Fault("linear", forgets("cost"), "mlp"),
+    "product does not tie what it contracts": Fault("matmul", UNTIED, "attention_power", BOTH),
+    "einsum does not tie what it contracts": Fault("einsum", UNTIED, "attention_einsum", BOTH),
+    "einsum may be left with a single index": Fault("einsum", forgets("keep_two"), "einsum_weights", MOST),
+    "attention ties nothing": Fault("scaled_dot_product_attention", instead(value_alone), "vit", BOTH),
+    "attention forgets its bias": Fault(
+        "scaled_dot_product_attention", given(attn_mask=None), "relative_position_bias"
+    ),
+    "attention changes its temperature": Fault("scaled_dot_product_attention", given(scale=1.0), "vit", DIMS),
+    "bilinear ties nothing": Fault("_trilinear", UNTIED, "bilinear"),
+    "convolution does not tie its input": Fault("conv2d", UNTIED, "dense_concatenation"),
+    "convolution forgets its bias": Fault("conv2d", given(bias=None), "flattened_feature_map"),
+    "convolution costs a single position of its kernel": Fault(
+        "graph.relations:Relations.cost", without_kernel, "dense_concatenation"
+    ),
+    "convolution keeps what it slides along": Fault(
+        "graph.rules_conv:_without_slides", keeps_argument, "attention_by_neighbouring_channels"
+    ),
+    "grouped convolution forgets what goes together": Fault("conv2d", forgets("bundle"), "two_grouped_convs"),
+    "groups of a convolution may differ": Fault("conv2d", forgets("add_fibres"), "grouped_conv"),
+    "a single output per group of a convolution": Fault("conv2d", forgets("keep_two"), "grouped_conv", ONE_INPUT),
+    "depthwise convolution does not tie its sides": Fault("conv2d", UNTIED, "inverted_residual_pieces"),
+    "depthwise convolution forgets its number of groups": Fault(
+        "conv2d", forgets("require"), "inverted_residual_pieces"
+    ),
+    "transposed convolution taken for a plain one": Fault(
+        "graph.rules_conv:_Convolved.weight", sides_swapped, "transposed_conv"
+    ),
+    "grouped transposed convolution does not tie its input": Fault(
+        "conv_transpose2d", forgets("tie"), "grouped_transposed_conv"
+    ),
+    # other operators that compute
+    "add does not tie its operands": Fault("add", instead(first_operand_alone), "two_terms"),
+    "residual add does not tie its operands": Fault("add", instead(first_operand_alone), "vit"),
+    "mul does not tie its operands": Fault("mul", instead(first_operand_alone), "gated_mlp"),
+    "relu shifts positions": Fault("relu", SHIFTED, "residual"),
+    "softmax loses heads": Fault("softmax", CONSTANT, "attention_power", BOTH),
+    "layer norm forgets its scale": Fault("layer_norm", UNTIED, "vit"),
+    "layer norm forgets its width": Fault("layer_norm", forgets("require"), "class_token"),
+    "batch norm forgets its statistics": Fault("batch_norm", UNTIED, "resnet18"),
+    "groups of a norm may differ": Fault("group_norm", forgets("add_fibres"), "group_norms"),
+    "group norm forgets its number of groups": Fault("group_norm", forgets("require"), "group_norms"),
+    "argmax holds no positions": Fault("argmax", forgets("hold"), "maximum"),
+    "reduction forgets the heads that are left": Fault("sum", states(reduce=drops), "mixture_of_modules"),
+    "pooling shifts positions": Fault("max_pool2d", SHIFTED, "flattened_feature_map"),
+    "zeros of another size": Fault("zeros", forgets("require"), "above_zeros"),
+    "numbers in a row taken for any": Fault("arange", instead(any_number), "numbered"),
+    "glu does not tie its halves": Fault("glu", UNTIED, "glu"),
+    "sort holds no positions": Fault("sort", forgets("hold"), "in_order"),
+    "weight norm forgets its lengths": Fault("_weight_norm", UNTIED, "weight_norm_as_a_hook"),
+    # reading and writing by position
+    "windows hold no positions": Fault("unfold", forgets("hold"), "windows_of_channels"),
+    "patches in the wrong order": Fault("im2col", REVERSED, "unfolded_patches"),
+    "folding forgets what goes together": Fault("col2im", forgets("bundle"), "folded_patches"),
+    "table shifts its columns": Fault("index", SHIFTED, "swin"),
+    "embedding shifts its columns": Fault("embedding", SHIFTED, "tied_embedding"),
+    "table holds no positions": Fault("index", forgets("hold"), "channels_by_a_table"),
+    "what is written is not tied": Fault("index_put", UNTIED, "written_by_a_table"),
+    "what is added is not tied": Fault("index_add", UNTIED, "added_by_a_table"),
+    "gather holds no positions": Fault("gather", forgets("hold"), "gathered_channels"),
+    "gather shifts what passes": Fault("gather", SHIFTED, "gathered_tokens"),
+    "regions shift channels": Fault("roi_align", SHIFTED, "regions"),
+    "numbers of bins hold no positions": Fault("bucketize", forgets("freeze"), "numbers_of_bins"),
+    "bags shift their columns": Fault("_embedding_bag", SHIFTED, "embedding_bag"),
+    # relations
+    "ties are lost": Fault("graph.relations:Relations.tie", NOTHING, "gated_mlp"),
+    "what goes together is lost": Fault("graph.relations:Relations.bundle", NOTHING, "pixel_shuffle"),
+    "fibres may differ": Fault("graph.relations:Relations.add_fibres", NOTHING, "halves"),
+    "heads are lost": Fault("graph.relations:Relations.own", NOTHING, "attention_talking"),
+    "nothing is frozen": Fault("graph.relations:Relations.freeze", NOTHING, "roll"),
+    "no position is held": Fault("graph.relations:Relations.hold", NOTHING, "flip"),
+    "components that share a dimension are not related": Fault(
+        "graph.relations:Relations._share", NOTHING, "heads_that_meet"
+    ),
+    "a merged dimension forgets its inner side": Fault(
+        "graph.relations:Relations.fuse", instead(only_outer), "multi_query"
+    ),
+    "sizes that are computed with are forgotten": Fault("graph.relations:Relations.number", NOTHING, "mean_by_width"),
+    "remainders are forgotten": Fault("graph.relations:Relations.remainder", NOTHING, "by_remainder"),
+    "compared sizes are forgotten": Fault("graph.relations:Relations.compare", NOTHING, "torch_encoder"),
+    # requirements on sizes
+    "attributes are not followed": Fault("graph.requirements:_Settling.place", no_attributes, "attention_power", DIMS),
+    "sizes are not linked": Fault("graph.requirements:_Settling.place", attributes_alone, "beit"),
+    "sums are taken for settled": Fault("graph.requirements:_Settling._sum", TRUE, "split_of_a_sum"),
+    "products are taken for settled": Fault("graph.requirements:_Settling._product", TRUE, "twice_a_width"),
+    "quotients are taken for settled": Fault(
+        "graph.requirements:_Settling._quotient", TRUE, "mha_zero_attention", DIMS
+    ),
+    "a quotient beside its divisor is not required": Fault(
+        "graph.rules_shape:_require_quotient", quotients_hold, "quotient_of_a_width", BOTH
+    ),
+    "what cannot be met is not frozen": Fault(
+        "graph.requirements:_Settling.refuse", NOTHING, "constants_in_the_code", BOTH
+    ),
+    # temperatures
+    "temperatures are not kept": Fault("graph.groups:_scale_fixes", always(()), "attention_power", DIMS),
+    "a root is taken for the size": Fault("graph.relations:Relations.power", squared, "attention_sqrt", DIMS),
+    "a temperature is not noted": Fault("graph.relations:Relations.power", NOTHING, "attention_sqrt", DIMS),
+    "a reciprocal is taken for the root": Fault(
+        "graph.sizes:Power.__rtruediv__", same_sign, "temperature_by_a_reciprocal", DIMS
+    ),
+    # solving, and what allocation makes of it
+    "links of heads look at one sort": Fault("graph.solve:_Sets.of_extent", sole_sort, "heads_of_two_sorts"),
+    "heads beside something that stays are free": Fault(
+        "graph.solve:_rows_of_one_size", always(()), "heads_beside_parts"
+    ),
+    "links that conflict are not refused": Fault(
+        "allocation.ladders:sort_links", all_uniform, "mha_mask_for_each_head", BOTH
+    ),
+    "of what two must stay, one may": Fault(
+        "allocation.allocate:_protected", nobody_is_protected, "grouped_conv", ONE_INPUT
+    ),
+    # tracing
+    "what is written into a part is free": Fault("graph.tracer:_is_part", always(False), "written_queries", DIMS),
+    "decisions by values are not repeated": Fault("graph.values:Values.repeated", first_run_again, "by_value"),
+}
+HARMLESS: dict[str, Fault] = {
+    # sizes are then as the code has them, and columns go together: channels are coarser
+    "view without fibres": Fault("view", instead(plain_view), "attention_power", BOTH),
+    # without fibres, whatever reads the stack ties its parts or freezes them
+    "stack lets widths differ": Fault("stack", forgets("add_fibres"), "stacked"),
+    # what meets the tensor has labels of its own there: more of them are tied
+    "zeros like another tensor shift positions": Fault("zeros_like", SHIFTED, "of_zeros"),
+    # allocation takes equally much from all sets of a link, hence nothing if one cannot change
+    "what keeps the size of something frozen is free": Fault("graph.solve:_settle", NOTHING, "rotary", DIMS),
+}
+"""Faults after which a cut is right all the same, and why."""

@@ -161,7 +161,7 @@ def _train(record: Record, model: nn.Module, entry: Entry) -> None:
     args, kwargs = as_arguments((entry.training_inputs or entry.inputs)(model))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     outputs = [t for t in output_tensors(model.train()(*args, **kwargs)) if t.requires_grad]
-    torch.stack([t.square().mean() for t in outputs]).sum().backward()
+    torch.stack([(t - 1).square().mean() for t in outputs]).sum().backward()
     if not any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()):
         raise RuntimeError("no parameter of the cut model got a gradient")
     optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -64,8 +64,7 @@ class Footprints:
 def checked_tensors(network: Network, model: nn.Module) -> dict[str, Tensor]:
     """Returns the model's parameters and buffers by all of their names.
 
-    Raises InputError if they are not those that `network` was traced with, hold no values (meta device), or if a
-    parameter holds NaN or infinite values.
+    Raises InputError if they are not those that `network` was traced with, or hold no values (meta device).
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tensors = dict(chain(parameters.items(), model.named_buffers(remove_duplicate=False)))
@@ -83,7 +82,14 @@ def checked_tensors(network: Network, model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in parameters.items():
         if parameter.is_meta:
             raise InputError(f"parameter {name!r} is on the meta device and has no values; load the weights first")
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a parameter among `tensors` holds NaN or infinite values."""
+    for name, parameter in tensors.items():
+        if not isinstance(parameter, nn.Parameter):
+            continue
         # One pass over the memory settles it, unless a sum of finite values overflows.
         if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter.detach()).all()):
             raise InputError(f"parameter {name!r} of shape {tuple(parameter.shape)} holds NaN or infinite values")
-    return tensors

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.criteria.criterion import Criterion, Draw, Saliency, find_criterion
-from secateur.criteria.footprints import Footprints, checked_tensors
+from secateur.criteria.footprints import Footprints, check_finite, checked_tensors
 from secateur.criteria.gradients import Batches, Calibration, Loss, Statistic
 from secateur.errors import InputError
 from secateur.graph.network import Network
@@ -92,16 +92,26 @@ def score(
     """
     chosen = find_criterion(criterion) if isinstance(criterion, str) else criterion
     tensors = checked_tensors(network, model)
+    footprints = Footprints(network, tensors)
+    shown = isinstance(chosen, Saliency) and _shows_all(chosen)
+    check_finite({n: t for n, t in tensors.items() if not (shown and n in footprints.tensors)})
     if isinstance(chosen, Draw):
         values, num_samples = chosen.draw(np.random.default_rng(seed), network.num_channels), 0
     else:
-        footprints = Footprints(network, tensors)
         statistic = _statistic(chosen, model, footprints, batches, loss)
         sums = _axis_sums(chosen, footprints, statistic)
         values, num_samples = footprints.mean(sums), statistic.num_samples
     scores = Scores(values, chosen.name, chosen.normalize, num_samples)
     scores.validate(network)
     return scores
+
+
+def _shows_all(criterion: Saliency) -> bool:
+    """Whether NaN and infinite elements of a weight give a saliency like that, so that its sums need one pass only."""
+    if criterion.statistic is not None:
+        return False
+    saliency = criterion.formula(torch.tensor([torch.nan, torch.inf, -torch.inf]))
+    return not bool(torch.isfinite(saliency).any())
 
 
 def _statistic(
@@ -129,6 +139,7 @@ def _axis_sums(criterion: Saliency, footprints: Footprints, statistic: Statistic
     for name, tensor in footprints.tensors.items():
         for local in _slice_sums(criterion, name, tensor.detach(), statistic.values.get(name), footprints.dims[name]):
             if not bool(torch.isfinite(local).all()):
+                check_finite({name: tensor})
                 raise InputError(f"criterion {criterion.name!r} gives NaN or infinite values on {name!r}")
             sums.append(local.cpu().numpy())
     return sums
