@@ -446,9 +446,7 @@ FAULTS: dict[str, Fault] = {
     "sizes are not linked": Fault("graph.requirements:_Settling.place", attributes_alone, "beit"),
     "sums are taken for settled": Fault("graph.requirements:_Settling._sum", TRUE, "split_of_a_sum"),
     "products are taken for settled": Fault("graph.requirements:_Settling._product", TRUE, "twice_a_width"),
-    "quotients are taken for settled": Fault(
-        "graph.requirements:_Settling._quotient", TRUE, "mha_zero_attention", DIMS
-    ),
+    "quotients are taken for settled": Fault("graph.requirements:_Settling._quotient", TRUE, "half_of_a_width"),
     "a quotient beside its divisor is not required": Fault(
         "graph.rules_shape:_require_quotient", quotients_hold, "quotient_of_a_width", BOTH
     ),
@@ -474,10 +472,12 @@ FAULTS: dict[str, Fault] = {
         "allocation.allocate:_protected", nobody_is_protected, "grouped_conv", ONE_INPUT
     ),
     # tracing
-    "what is written into a part is free": Fault("graph.tracer:_is_part", always(False), "written_queries", DIMS),
     "decisions by values are not repeated": Fault("graph.values:Values.repeated", first_run_again, "by_value"),
 }
 HARMLESS: dict[str, Fault] = {
+    # a part meets what is written into it, and a constant added to it ends what weights can scale
+    "what is written into a part is free": Fault("graph.tracer:_is_part", always(False), "written_into_zeros"),
+    "what is added to a part is free": Fault("graph.tracer:_is_part", always(False), "written_queries", DIMS),
     # sizes are then as the code has them, and columns go together: channels are coarser
     "view without fibres": Fault("view", instead(plain_view), "attention_power", BOTH),
     # without fibres, whatever reads the stack ties its parts or freezes them

@@ -213,7 +213,7 @@ STAYS: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
 
 
 def expected_to_stay(name: str) -> set[tuple[str, int]]:
-    """Returns the axes that are no channels: inputs, outputs, positions of tokens, and kernels of convolutions."""
+    """Returns the axes that are no channels: inputs, outputs, positions of tokens (kernels have no labels at all)."""
     first, last, positions = STAYS[name]
     model = model_of(name)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -225,9 +225,6 @@ def expected_to_stay(name: str) -> set[tuple[str, int]]:
         if re.fullmatch(last, module):
             found.add((tensor_name, 0))
         found |= {(tensor_name, d) for p, dims in positions.items() if re.fullmatch(p, tensor_name) for d in dims}
-        layer = model.get_submodule(module)
-        if isinstance(layer, nn.Conv2d) and tensor.ndim == 4:
-            found |= {(tensor_name, dim) for dim in (2, 3) if tensor.shape[dim] > 1}
     return found
 
 

@@ -117,7 +117,7 @@ def _protected(network: Network, scores: np.ndarray) -> np.ndarray:
     """Returns which channels may not go since they are the best of a set of which two (or one head) must stay."""
     protected = np.zeros(network.num_channels + 1, np.bool_)
     for places in network.pairs:
-        inside = (places.owners >= 0).all()
+        inside = (places.owners >= 0).all() and np.unique(places.owners).size > 1
         candidates = np.unique(places.owners if inside else places.channels)
         least = 1 if inside else 2 - int((places.channels < 0).sum())
         candidates = candidates[candidates >= 0]

@@ -70,6 +70,8 @@ class Relations:
         self.numbers: list[tuple[Expression, str]] = []
         self.powers: list[tuple[Expression, float, tuple[Ints, ...]]] = []
         self.scale_fixes: list[tuple[tuple[Ints, ...], RawExtent, float]] = []
+        self.divided: list[Expression] = []
+        self.ends: list[Ints] = []
         self._fibre_of = np.full(1, -1, np.int64)
         self._fibre_size = np.zeros(64, np.int64)
         self._num_fibres = 0
@@ -314,10 +316,13 @@ class Relations:
         """Notes that the model computed with a size as a number: it must keep its value, or the function changes."""
         self.numbers.append((expression, self.where()))
 
-    def remainder(self, expression: Expression) -> None:
-        """Notes that a size was not divisible by another: models decide by that, so it must keep its value."""
-        self.remainders += 1
-        self.number(expression)
+    def remainder(self, expression: Expression, value: int) -> None:
+        """Notes what was left of a size that was divided: models decide by that, so one with a rest stays."""
+        if value:
+            self.remainders += 1
+            self.number(expression)
+        else:
+            self.divided.append(expression)
 
     def power(self, expression: Expression, exponent: float, weights: tuple[Ints, ...]) -> None:
         """Notes that a tensor made by `weights` (see `Labels.scale`) was multiplied by a size to some power."""

@@ -182,9 +182,32 @@ def settle(relations: Relations, atoms: Ints) -> None:
     for expression, where in relations.numbers:
         for extent in settling.extents(expression) or [e for x in leaves_of(expression) for e in settling.extents(x)]:
             settling.hold(extent, AS_NUMBER, where)
+    for expression in relations.divided:  # a size that shrinks to 1 could not be seen any more
+        for extent in (e for leaf in leaves_of(expression) for e in settling.extents(leaf) if e.kind != "rows"):
+            relations.keep_two(extent.labels)
     for expression, exponent, weights in relations.powers:
         for extent in settling.extents(expression)[:1]:
             relations.scale_fixes.append((weights, extent, -exponent))
+    _drop_shared_fixes(relations, settling)
+
+
+def _drop_shared_fixes(relations: Relations, settling: _Settling) -> None:
+    """Freezes the sizes that weights cannot make up for, because what they make is used elsewhere as well."""
+    uses = np.zeros(relations.num_labels, np.int64)
+    matters = np.zeros(relations.num_labels, np.bool_)
+    for weights, *_ in relations.scale_fixes:
+        for array in weights:
+            matters[array] = True
+    for array in relations.ends:
+        uses[np.unique(array[matters[array]])] += 1
+    kept = []
+    for fix in relations.scale_fixes:
+        weights, extent, _ = fix
+        if all((uses[a] <= 1).all() for a in weights):
+            kept.append(fix)
+        else:
+            settling.hold(extent, "it sets the temperature of an attention, and its weights serve for more", "")
+    relations.scale_fixes[:] = kept
 
 
 def _value(expression: Expression) -> int:

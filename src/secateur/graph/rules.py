@@ -84,6 +84,8 @@ class Call:
         return None
 
 
+MOST_SCALED = 16
+"""A sum of more weights than that (a residual stream) is not followed as something that weights can scale."""
 Rule = Callable[[Call], Labels | tuple[Labels, ...] | None]
 """Returns the labels of the output or outputs; None where the operator should be decomposed instead."""
 RULES: dict[str, Rule] = {}
@@ -125,7 +127,9 @@ def _scaling(name: str, operands: list[Labels], rank: int) -> tuple[tuple[Ints, 
     """Returns the labels whose scaling scales the output (see `Labels.scale`): sums need those of all operands."""
     if name in ("add", "sub") and len(operands) == 2:
         scales = [t.scale for t in operands if t.scale is not None]
-        return (tuple(align_right(a, rank) for s in scales for a in s) if len(scales) == 2 else None), None
+        if len(scales) < 2 or sum(map(len, scales)) > MOST_SCALED:
+            return None, None
+        return tuple(align_right(a, rank) for s in scales for a in s), None
     if name in ("mul", "div", "neg", "clone", "contiguous"):
         scaled = [t for t in operands if t.arrays or t.scaling]
         if len(scaled) == 1:

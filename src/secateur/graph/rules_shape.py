@@ -123,19 +123,14 @@ def _fuse_merged(relations: Relations, labels: Labels, blocks: list[tuple[range,
 
 def _view_specs(call: Call, new: Shape) -> list[Expression | None]:
     """Returns what the caller gave as size of each new dimension; None where torch works it out itself."""
-    if call["size"] is not None:
-        given = call["size"]
-    elif call["shape"] is not None:
-        given = call["shape"]
-    else:
-        return [None] * len(new)
     if call.name == "unflatten":
         specs: list[Expression | None] = [None] * len(new)
         axis = call.axis()
         values: list[int] = list(call["sizes"])
         specs[axis : axis + len(values)] = call.expressions(values)
         return specs
-    return call.expressions(given)
+    given = call["size"] if call["size"] is not None else call["shape"]
+    return [None] * len(new) if given is None else call.expressions(given)
 
 
 def _constrain_block(

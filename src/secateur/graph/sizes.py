@@ -103,8 +103,8 @@ class Observer(Protocol):
     def number(self, expression: Expression) -> None:
         """A size went into arithmetic as a number: the function depends on its value."""
 
-    def remainder(self, expression: Expression) -> None:
-        """A size was not divisible by another."""
+    def remainder(self, expression: Expression, value: int) -> None:
+        """A size was divided by another, and this was left."""
 
 
 class Size(int):
@@ -197,8 +197,7 @@ class Size(int):
 
     def __mod__(self, other: Any) -> Any:
         remainder = int(self) % int(other)
-        if remainder:
-            self.observer.remainder(self.expression)
+        self.observer.remainder(self.expression, remainder)
         return remainder
 
     def __rmod__(self, other: Any) -> Any:

@@ -32,7 +32,7 @@ from secateur.graph.network import Role
 from secateur.graph.relations import Relations
 from secateur.graph.rules import RULES, Call, elementwise
 from secateur.graph.sizes import TORCH, Power, Size, as_float, followed_roots, install
-from secateur.graph.values import Values, is_deciding
+from secateur.graph.values import Values, is_deciding, positions
 
 _HERE = __file__.rsplit("/", 2)[0] + "/"
 
@@ -224,7 +224,9 @@ class _Operators(TorchDispatchMode):
         values = self.trace.values
         if values is None:
             output = self._kernels.run(func, args, kwargs)
-        elif is_deciding(func, args):
+        elif func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
+            output = func(args[0], positions(values, args[1]), *args[2:], **kwargs)
+        elif is_deciding(func):
             output = values.decide(name, lambda: func(*args, **kwargs))
         else:
             output = func(*args, **kwargs)
@@ -296,11 +298,25 @@ class _Operators(TorchDispatchMode):
             a, b = (labels_of(t).node for t in inputs)
             if a >= 0 and b >= 0 and labels and labels_of(inputs[0]).arrays and labels_of(inputs[1]).arrays:
                 trace.sums.append((node, min(a, b), max(a, b), trace.path[-1] if trace.path else "", labels[0].arrays))
+        self._note_ends(inputs, labels)
         if in_place and call.name not in ("zero", "fill") and _is_part(outputs[0]):
             for array in (a for t in inputs for a in labels_of(t).arrays):
                 trace.relations.freeze(array, f"written in place into a part of a tensor by aten.{call.name}_")
         for tensor, lab in zip(outputs, (*labels, *[Labels()] * len(outputs)), strict=False):
             trace.attach(tensor, replace(lab, node=node))
+
+    def _note_ends(self, inputs: list[torch.Tensor], labels: Sequence[Labels]) -> None:
+        """Notes which inputs the output does not scale with: there, a change of their weights has its effect."""
+        outputs = [a for lab in labels for a in lab.scaling]
+        product = any(lab.factor is not None for lab in labels)
+        scaled = [s for s in (labels_of(t).scaling for t in inputs) if s]
+        for number, scaling in enumerate(scaled):
+            first = scaling[0].flat[0]
+            # a product scales with one of its factors: with the same one twice, it would scale twice
+            twice = product and number > 0
+            # of one input alone, parts may have been taken
+            if not outputs or twice or (len(scaled) > 1 and not any((a == first).any() for a in outputs)):
+                self.trace.relations.ends += scaling
 
 
 _POINTWISE = {
@@ -443,8 +459,8 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
 def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
     """Runs the model once more as in training, except for what depends on the batch or on chance."""
     relations = trace.relations
-    costs, sums, fixes, powers = (
-        len(x) for x in (relations.costs, trace.sums, relations.scale_fixes, relations.powers)
+    costs, sums, fixes, powers, ends = (
+        len(x) for x in (relations.costs, trace.sums, relations.scale_fixes, relations.powers, relations.ends)
     )
     for module in model.modules():
         module.training = not isinstance(module, _BATCH_DEPENDENT)
@@ -454,7 +470,7 @@ def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tu
         trace.path.clear()
         trace.notes.append(f"training mode could not be looked at: {type(error).__name__}: {error}")
     finally:
-        del relations.costs[costs:], trace.sums[sums:]
+        del relations.costs[costs:], trace.sums[sums:], relations.ends[ends:]
         # what the first run came by as well must not be made up for twice
         known = {_key(rows) for rows, *_ in relations.scale_fixes[:fixes]}
         relations.scale_fixes[fixes:] = [f for f in relations.scale_fixes[fixes:] if _key(f[0]) not in known]

@@ -7,14 +7,13 @@ model repeats the same decisions, so that both take the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from secateur.errors import TraceError
-from secateur.graph.labels import tensors_in
 
 BY_NAME = ("nms", "_local_scalar_dense", "equal", "is_nonzero")
 DECIDING_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -50,12 +49,22 @@ class Values:
         return Values(self.inputs, self.decisions, 0)
 
 
-def is_deciding(func: Any, arguments: Any) -> bool:
+def is_deciding(func: Any) -> bool:
     """Whether the result of an operator (its size, or a Python number) depends on values."""
     if any(tag in func.tags for tag in DECIDING_TAGS):
-        name = func._schema.name
-        return not name.startswith("aten::index") or any(t.dtype == torch.bool for t in tensors_in(arguments))
+        return True
     return func._schema.name.split("::")[-1] in BY_NAME
+
+
+def positions(values: Values, tables: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Returns the tables of an indexing operation with positions, by which it decides, in the place of masks."""
+    result: list[torch.Tensor | None] = []
+    for table in tables:
+        if table is None or table.dtype != torch.bool:
+            result.append(table)
+        else:
+            result += values.decide("nonzero", lambda mask=table: torch.nonzero(mask)).unbind(1)
+    return result
 
 
 def _kept(result: Any) -> Any:
