@@ -476,7 +476,6 @@ FAULTS: dict[str, Fault] = {
 }
 HARMLESS: dict[str, Fault] = {
     # a part meets what is written into it, and a constant added to it ends what weights can scale
-    "what is written into a part is free": Fault("graph.tracer:_is_part", always(False), "written_into_zeros"),
     "what is added to a part is free": Fault("graph.tracer:_is_part", always(False), "written_queries", DIMS),
     # sizes are then as the code has them, and columns go together: channels are coarser
     "view without fibres": Fault("view", instead(plain_view), "attention_power", BOTH),

@@ -271,13 +271,6 @@ def written_queries(m: Net, x: Tensor) -> Tensor:
     return m.b(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-@own(lambda: {"a": nn.Linear(6, 8), "b": nn.Linear(12, 3)})
-def written_into_zeros(m: Net, x: Tensor) -> Tensor:
-    y = torch.zeros(*x.shape[:2], 12, dtype=x.dtype, device=x.device)
-    y[..., :8] = m.a(x)
-    return m.b(F.relu(y))
-
-
 @own(lambda: {"a": nn.Linear(6, 16), "b": nn.Linear(8, 3)})
 def half_of_a_width(m: Net, x: Tensor) -> Tensor:
     y = F.relu(m.a(x))

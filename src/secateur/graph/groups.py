@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -33,12 +33,18 @@ from secateur.graph.tracer import OUTPUT, Trace
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Returns a hash of the names and shapes of all parameters and persistent buffers of `model`.
+    """Returns a hash of the names and shapes of all parameters and persistent buffers of `model`."""
+    return _hash_of_shapes(model.state_dict(keep_vars=True))
 
-    Other buffers are caches: some models make them anew for each size of image.
-    """
+
+def caches(model: nn.Module) -> str:
+    """Returns a hash of the names and shapes of all buffers, some of which a model makes anew as it runs."""
+    return _hash_of_shapes(dict(model.named_buffers()))
+
+
+def _hash_of_shapes(tensors: Mapping[str, object]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
     return digest.hexdigest()[:16]
@@ -69,6 +75,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         params_cost=_params_cost(shapes, axes),
         macs_cost=_macs_cost(relations.costs, solution, number, batch_size(inputs)),
         fingerprint=fingerprint(model),
+        caches=caches(model),
         output_shapes=trace.output_shapes,
         unknown_operators=tuple(trace.unknown.items()),
         notes=tuple(trace.notes),

@@ -190,7 +190,8 @@ class Network:
     Channels are numbered from 0; `axes` says which indices of which tensors each of them occupies. `params_cost` and
     `macs_cost` give parameters, and multiply-accumulates per example at the traced input size (every matmul,
     convolution and attention product; norms, activations and biases are not counted), under any mask of survivors.
-    `fingerprint` identifies the architecture: names and shapes of all its tensors. `values` are the inputs and the
+    `fingerprint` identifies the architecture: names and shapes of its parameters and persistent buffers; `caches` tells
+    whether other buffers have been made anew since. `values` are the inputs and the
     decisions of a model that cannot run without values (see `graph/values.py`), else None. `remainders` counts how
     often the model found one size not to be a multiple of another. Of each of `pairs`, sets of places, two must survive
     (where they are made of heads, one head) for the operations to be those that were traced.
@@ -207,6 +208,7 @@ class Network:
     params_cost: Cost
     macs_cost: Cost
     fingerprint: str
+    caches: str = ""
     output_shapes: tuple[tuple[int, ...], ...] = ()
     unknown_operators: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

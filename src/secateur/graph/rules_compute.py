@@ -217,7 +217,7 @@ def group_norm(call: Call) -> Labels:
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "logcumsumexp", "softmin")
 def along(call: Call) -> Labels:
     """Computed along a dimension over whatever survives there."""
-    return call.labels("self").map(lambda a: a)
+    return Labels(call.labels("self").arrays)
 
 
 @rule(
@@ -315,7 +315,7 @@ def glu(call: Call) -> Labels:
 
 @rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 def like(call: Call) -> Labels:
-    return call.labels("self").map(lambda a: a)
+    return Labels(call.labels("self").arrays)
 
 
 @rule("topk", "sort", "argsort")

@@ -72,7 +72,7 @@ def view(call: Call) -> Labels:
     old, new = call.shape("self"), tuple(call.output.shape)
     labels = call.labels("self")
     if not labels.arrays:
-        return Labels(is_parameter=labels.is_parameter)
+        return Labels(is_parameter=labels.is_parameter, factor=labels.factor)
     specs = _view_specs(call, new)
     old, labels = _refine(old, new, labels)
     blocks = align_blocks(old, new)
@@ -118,7 +118,7 @@ def _fuse_merged(relations: Relations, labels: Labels, blocks: list[tuple[range,
                 relations.freeze(array, "several labelled dimensions are merged")
         else:
             arrays.append(relations.fuse(outer, inner))
-    return Labels(tuple(arrays), labels.scale, labels.is_parameter, labels.node)
+    return replace(labels, arrays=tuple(arrays))
 
 
 def _view_specs(call: Call, new: Shape) -> list[Expression | None]:

@@ -14,7 +14,7 @@ from secateur.allocation.plan import AttributeChange, AxisCut, Plan, Rescale, re
 from secateur.errors import CutError, PlanError, TraceError
 from secateur.graph import Network, retrace, trace
 from secateur.graph.copies import copied, skeleton
-from secateur.graph.groups import fingerprint
+from secateur.graph.groups import caches, fingerprint
 from secateur.graph.labels import named_tensors
 from secateur.surgery.check import check
 
@@ -47,7 +47,9 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
     """
     tensors = named_tensors(model)
     _validate(model, tensors, plan)
-    before = plan.network or trace(model, restore_inputs(plan.inputs))
+    before = plan.network
+    if before is None or before.caches != caches(model):
+        before = trace(model, restore_inputs(plan.inputs))
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
     _check_copy(model, shapes, plan, before)
     keep = _kept(plan, {n: t.device for n, t in tensors.items()})
