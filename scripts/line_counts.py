@@ -17,7 +17,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "secateur"
 CORE = ("graph", "allocation", "surgery")
-CORE_LINES, CORE_LIMIT, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 3300, 500, 60, 8
+CORE_LINES, CORE_LIMIT, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 4400, 500, 60, 8
 
 NOT_CODE = {
     tokenize.COMMENT,
@@ -29,8 +29,8 @@ NOT_CODE = {
 }
 
 ALLOWED: dict[str, str] = {
-    "core": "the operator rules alone are 650 lines (every shape operator, contraction, norm and pooling that the "
-    "model libraries use), and building and saving models of three libraries is counted in; next limit 3,300",
+    "core": "the operator rules alone are 950 lines (every operator that the models of docs/zoo.md use), following the "
+    "sizes in a model's code 430, and building and saving models of three libraries is counted in; next limit 4,400",
 }
 """What is over budget (as printed: `core`, `graph/rules.py` or `graph/rules.py:function`) and the reason for it."""
 

@@ -150,35 +150,35 @@ class _Sheet:
             if line.layer:
                 self._layer(page, line.layer, line.section, line.y)
             else:
-                _text(page, self.name_x - 0.05, line.y, _heading(line.section), weight="bold")
+                _text(page, (self.name_x - 0.05, line.y), _heading(line.section), weight="bold")
         self._draw_tracks(page)
         y = self.bottom + 0.35
         for text, is_first in self.notes:
-            _text(page, _MARGIN + (0 if is_first else 0.3), y, text, size=7.5)
+            _text(page, (_MARGIN + (0 if is_first else 0.3), y), text, size=7.5)
             y += 0.165
         return figure
 
     def _head(self, page: Axes) -> None:
         network = self.network
-        _text(page, _MARGIN, _MARGIN + 0.08, self.title or "network", size=13, weight="bold")
+        _text(page, (_MARGIN, _MARGIN + 0.08), self.title or "network", size=13, weight="bold")
         facts = (
             f"{quantity(network.params)} parameters, {quantity(network.macs)} MACs per example, "
             f"{_many(len(network.groups), 'group')} of channels"
             f" in {_many(len(network.families), 'family', 'families')}"
         )
-        _text(page, _MARGIN, _MARGIN + 0.36, facts, size=9)
+        _text(page, (_MARGIN, _MARGIN + 0.36), facts, size=9)
         y = _MARGIN + 0.68
         for row in self.legend_rows:
             x = _MARGIN
             for family, text in row:
                 _box(page, x, y - 0.055, 0.16, 0.11, self.colours.get(family))
-                _text(page, x + 0.22, y, text)
+                _text(page, (x + 0.22, y), text)
                 x += 0.22 + _width(text) + 0.28
             y += 0.2
         x = _MARGIN
         for roles, text in _STOPS.items():
             self._stop(page, [x + 0.08], [y], roles, _GREY)
-            _text(page, x + 0.22, y, text)
+            _text(page, (x + 0.22, y), text)
             x += 0.22 + _width(text) + 0.28
         y = self.top - 0.16
         for x, text, align in (
@@ -187,7 +187,7 @@ class _Sheet:
             (self.centre + 0.08, "▸  makes", "left"),
             (self.labels_x, _CAPTION, "left"),
         ):
-            _text(page, x, y, text, size=7.5, colour=_GREY, align=align)
+            _text(page, (x, y), text, size=7.5, colour=_GREY, align=align)
 
     def _background(self, page: Axes) -> None:
         """Draws a pale band behind each block, with a stronger edge where it stands for several."""
@@ -213,11 +213,11 @@ class _Sheet:
     def _layer(self, page: Axes, layer: Layer, section: Section, y: float) -> None:
         name = _shortened(layer.name)
         background = _BAND if section.title else "white"
-        _text(page, self.name_x, y, name)
+        _text(page, (self.name_x, y), name)
         if section.times > 1 and not section.title:
-            _text(page, self.name_x + _width(name), y, _badge(section), weight="bold")
+            _text(page, (self.name_x + _width(name), y), _badge(section), weight="bold")
         if layer.stays:
-            _text(page, self.stays_x, y, _stays(layer), size=7, colour="#555555", background=background)
+            _text(page, (self.stays_x, y), _stays(layer), size=7, colour="#555555", background=background)
         self._bars(page, layer.takes, y, -1, background)
         self._bars(page, layer.makes or layer.holds, y, 1, background)
 
@@ -243,7 +243,7 @@ class _Sheet:
         if sides:
             text = " + ".join(_size(side) for side in sides)
             align = "left" if direction > 0 else "right"
-            _text(page, x + direction * 0.02, y, text, size=7.5, align=align, background=background)
+            _text(page, (x + direction * 0.02, y), text, size=7.5, align=align, background=background)
 
     def _draw_tracks(self, page: Axes) -> None:
         for track in self.tracks:
@@ -259,7 +259,7 @@ class _Sheet:
             x = self.labels_x
             for group, text in self._starting(n):
                 _box(page, x, line.y - 0.045, 0.09, 0.09, self.colours[self._family(group)])
-                _text(page, x + 0.14, line.y, text, size=7.5)
+                _text(page, (x + 0.14, line.y), text, size=7.5)
                 x += 0.14 + _width(text, 7.5) + 0.18
 
     @staticmethod
@@ -419,8 +419,7 @@ def _width(text: str, size: float = 8, bold: bool = False) -> float:
 
 def _text(
     page: Axes,
-    x: float,
-    y: float,
+    at: tuple[float, float],
     text: str,
     size: float = 8,
     align: str = "left",
@@ -430,8 +429,7 @@ def _text(
 ) -> None:
     box = {"facecolor": background, "edgecolor": "none", "pad": 0.6} if background else None
     page.text(
-        x,
-        y,
+        *at,
         text,
         fontsize=size,
         ha=align,
