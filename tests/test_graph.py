@@ -13,6 +13,7 @@ import hard_nets  # noqa: F401
 import layer_nets  # noqa: F401
 import picture_nets  # noqa: F401
 import secateur
+import temperature_nets  # noqa: F401
 from models import IMAGE, random_scores, reference
 from models import build as build_model
 from nets import HARD_NETS, NETS, build
