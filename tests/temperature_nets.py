@@ -23,13 +23,13 @@ def _out(m: Net, heads: Tensor) -> Tensor:
     return m.out(heads.transpose(1, 2).flatten(2))
 
 
-@net((TOKENS,), lambda: _layers("qv"), {"q:heads": 4, "v:dims.v": 16})
+@net((TOKENS,), lambda: _layers("qv"), {"q:heads": 4})
 def queries_are_keys(m: Net, x: Tensor) -> Tensor:
     q, v = _heads(m, x, m.q, m.v)
     return _out(m, (q @ q.mT / math.sqrt(m.head_dim)).softmax(-1) @ v)
 
 
-@net((TOKENS,), lambda: _layers("qv"), {"q:heads": 4, "v:dims.v": 16})
+@net((TOKENS,), lambda: _layers("qv"), {"q:heads": 4})
 def queries_are_keys_of_fused_attention(m: Net, x: Tensor) -> Tensor:
     q, v = _heads(m, x, m.q, m.v)
     return _out(m, F.scaled_dot_product_attention(q, q, v))
