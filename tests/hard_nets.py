@@ -312,3 +312,14 @@ def gru_cell(m: Net, x: Tensor) -> Tensor:
     for step in range(x.shape[1]):
         state = m.rnn(x[:, step], state)
     return m.b(state)
+
+
+@net(
+    (TOKENS,),
+    lambda: {"a": nn.Linear(6, 8), "mix": weights(5, 5), "b": nn.Linear(8, 3), "copies": 4},
+    {"a": 8},
+)
+def products_of_copies(m: Net, x: Tensor) -> Tensor:
+    """Both factors of a product are copied as often as an attribute says: each copy costs."""
+    mix = m.mix.expand(m.copies, -1, -1)
+    return m.b(F.relu((mix @ mix).mean(0) @ m.a(x)))

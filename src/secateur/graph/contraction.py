@@ -14,10 +14,13 @@ from secateur.graph.relations import Operand
 from secateur.graph.rules import Call, labels_of
 
 
-def contract(call: Call, operands: list[Operand], shape: Shape, gone: list[int]) -> tuple[Ints, ...]:
-    """Returns the components, still of the rank of `shape`, after the dimensions `gone` have been summed over."""
+def contract(call: Call, operands: list[Operand], shape: Shape, gone: list[int], times: int = 1) -> tuple[Ints, ...]:
+    """Returns the components, still of the rank of `shape`, after the dimensions `gone` have been summed over.
+
+    Each point of the index space costs `times` multiply-accumulates.
+    """
     joined = call.relations.join(operands)
-    call.relations.cost(joined, shape)
+    call.relations.cost(joined, shape, times)
     return call.relations.reduce(joined, gone)
 
 
@@ -25,10 +28,12 @@ def insert(operand: Operand, axis: int) -> Operand:
     """Returns the operand with a dimension of size 1 at `axis`."""
     shape = list(operand.shape)
     shape.insert(axis, 1)
-    return Operand(tuple(np.expand_dims(a, axis) for a in operand.arrays), tuple(shape))
+    copied = tuple((i + (i >= axis), size) for i, size in operand.copied)
+    return Operand(tuple(np.expand_dims(a, axis) for a in operand.arrays), tuple(shape), copied)
 
 
 def squeeze(arrays: tuple[Ints, ...], axis: int) -> tuple[Ints, ...]:
+    """Returns components without a dimension of size 1."""
     return tuple(a.squeeze(axis) for a in arrays)
 
 

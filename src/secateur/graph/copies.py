@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,25 +47,23 @@ def copied(model: nn.Module) -> nn.Module:
         raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
 
 
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Returns nested inputs (tuples, lists, dicts) with `change` done to each tensor."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(v, change) for v in value)
+    return {k: map_tensors(v, change) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def as_type(value: Any, dtype: torch.dtype | None) -> Any:
     """Returns nested inputs with floating tensors as `dtype` if it is given."""
-    if isinstance(value, torch.Tensor):
-        return value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(as_type(v, dtype) for v in value)
-    return {k: as_type(v, dtype) for k, v in value.items()} if isinstance(value, dict) else value
+    return map_tensors(value, lambda t: t.to(dtype) if dtype is not None and t.is_floating_point() else t)
 
 
-def to_meta(value: Any, dtype: torch.dtype | None = None) -> Any:
-    """Returns nested example inputs with all tensors on `meta`, floating ones as `dtype` if it is given."""
-    if isinstance(value, torch.Tensor):
-        own = value.dtype if dtype is None or not value.is_floating_point() else dtype
-        return torch.empty(value.shape, dtype=own, device="meta")
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_meta(v, dtype) for v in value)
-    if isinstance(value, dict):
-        return {k: to_meta(v, dtype) for k, v in value.items()}
-    return value
+def to_meta(value: Any) -> Any:
+    """Returns nested example inputs with all tensors on `meta`."""
+    return map_tensors(value, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -53,10 +53,6 @@ class Call:
         """Returns the labels of a tensor argument; none if the caller left it out."""
         return labels_of(self.arguments[name])
 
-    def operand(self, name: str, rank: int) -> Operand:
-        """Returns a tensor argument aligned to the right of an index space of `rank` dimensions."""
-        return operand_of(self.arguments[name], rank)
-
     def axis(self, name: str = "dim", of: str = "self") -> int:
         """Returns a dimension argument as a non-negative number."""
         return int(self.arguments[name] or 0) % max(1, self.arguments[of].ndim)

@@ -49,7 +49,8 @@ def matmul(call: Call) -> Labels:
     a_operand, b_operand = insert(a_operand, rank - 1), insert(b_operand, rank - 3)
     mark_roles(call, labels_of(b), {b.ndim - 1: "out", b.ndim - 2: "in"} if b.ndim > 1 else {0: "in"})
     mark_roles(call, labels_of(a), {a.ndim - 2: "out", a.ndim - 1: "in"} if a.ndim > 1 else {0: "in"})
-    shape = tuple(int(n) for n in np.maximum(a_operand.shape, b_operand.shape))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*batch, a.shape[-2] if a.ndim > 1 else 1, a.shape[-1], b.shape[-1] if b.ndim > 1 else 1)
     arrays = squeeze(contract(call, [a_operand, b_operand], shape, [rank - 2]), rank - 2)
     if a.ndim == 1:
         arrays = squeeze(arrays, rank - 3)

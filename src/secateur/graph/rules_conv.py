@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.graph.contraction import insert, mark_roles, squeeze, upright, weight_scale, with_bias
+from secateur.graph.contraction import contract, insert, mark_roles, squeeze, upright, weight_scale, with_bias
 from secateur.graph.labels import Ints, Labels, Shape, varying
-from secateur.graph.relations import Operand, RawExtent
+from secateur.graph.relations import Operand
 from secateur.graph.rules import Call, labels_of, rule
+from secateur.graph.sizes import RawExtent
 
 KERNEL = "kernel position of a convolution"
 
@@ -85,9 +86,7 @@ def _full(call: Call, space: _Convolved) -> tuple[Ints, ...]:
     outputs, inputs = call["weight"].shape[:2][:: -1 if space.transposed else 1]
     operand = Operand(tuple(weight), (1, int(outputs), int(inputs), *[1] * (rank - 3)))
     shape = (x.shape[0], *operand.shape[1:3], *x.shape[3:])
-    joined = call.relations.join([x, operand])
-    call.relations.cost(joined, shape, math.prod(call["weight"].shape[2:]))
-    return squeeze(call.relations.reduce(joined, [2]), 2)
+    return squeeze(contract(call, [x, operand], shape, [2], math.prod(call["weight"].shape[2:])), 2)
 
 
 def _grouped(call: Call, space: _Convolved) -> tuple[Ints, ...]:

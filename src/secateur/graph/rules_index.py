@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -48,21 +50,24 @@ def patches(call: Call) -> Labels:
     return Labels(tuple(kept))
 
 
-def _indexed(call: Call) -> tuple[str, dict[int, torch.Tensor], int]:
-    """Returns the name of what is read, the table for each dimension read by one, and how many dimensions they give.
+def _tables(indices: Sequence[torch.Tensor | None]) -> dict[int, torch.Tensor]:
+    """Returns the table for each dimension that has one; a mask takes the place of as many dimensions as it has."""
+    where: dict[int, torch.Tensor] = {}
+    axis = 0
+    for table in indices:
+        covered = table.ndim if table is not None and table.dtype == torch.bool else 1
+        where |= {axis + i: table for i in range(covered) if table is not None}
+        axis += covered
+    return where
 
-    A mask takes the place of as many dimensions as it has.
-    """
+
+def _indexed(call: Call) -> tuple[str, dict[int, torch.Tensor], int]:
+    """Returns the name of what is read, the table for each dimension read by one, and how many dimensions they give."""
     if call.name == "embedding":
         return "weight", {0: call["indices"]}, call["indices"].ndim
     if call.name == "index_select":
         return "self", {call.axis(): call["index"]}, 1
-    where: dict[int, torch.Tensor] = {}
-    axis = 0
-    for table in call["indices"]:
-        covered = table.ndim if table is not None and table.dtype == torch.bool else 1
-        where |= {axis + i: table for i in range(covered) if table is not None}
-        axis += covered
+    where = _tables(call["indices"])
     return "self", where, call.output.ndim - (call["self"].ndim - len(where))
 
 
@@ -90,13 +95,7 @@ def index(call: Call) -> Labels:
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
 def index_put(call: Call) -> Labels:
     """Writing by tensors of positions: along the dimensions behind them, what is written meets what was there."""
-    axes: set[int] = set()
-    axis = 0
-    for table in call["indices"]:
-        covered = table.ndim if table is not None and table.dtype == torch.bool else 1
-        axes |= set(range(axis, axis + covered)) if table is not None else set()
-        axis += covered
-    return _written(call, axes, call["values"])
+    return _written(call, set(_tables(call["indices"])), call["values"])
 
 
 @rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "masked_scatter")

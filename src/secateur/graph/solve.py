@@ -18,7 +18,7 @@ from secateur.graph.sizes import RawExtent
 LINKED = "keeps the size of something that stays: "
 
 
-class Frozen:
+class Stuck:
     """Which components stay, and the first reason for each: `why` numbers `reasons`, (reason, where); -1 if free."""
 
     def __init__(self, num_components: int) -> None:
@@ -61,7 +61,7 @@ class Solution:
 
     channel: Ints
     owner: Ints
-    frozen: Frozen
+    frozen: Stuck
     links: Links
 
     def places(self, labels: Ints, number: Ints) -> Indices:
@@ -115,7 +115,7 @@ def solve(relations: Relations, active: Ints) -> Solution:
     atoms = _components(n, _joined([a for a, _ in same]), _joined([b for _, b in same]))
     settle(relations, atoms)
     channel, owner = _heads(atoms, relations)
-    frozen = Frozen(int(channel.max()) + 1)
+    frozen = Stuck(int(channel.max()) + 1)
     for freeze in [*relations.freezes, *constants]:
         labels = freeze.labels[freeze.labels != CONSTANT]
         hit = channel[labels]
@@ -282,7 +282,7 @@ def _links(relations: Relations, channel: Ints, owner: Ints) -> Links:
     return sets.links()
 
 
-def _settle(frozen: Frozen, links: Links) -> None:
+def _settle(frozen: Stuck, links: Links) -> None:
     """Freezes whatever must keep as many members as something that cannot change, and so on from there.
 
     Links take turns in order, each as soon as one of its nodes is rigid: that decides which reason comes first.

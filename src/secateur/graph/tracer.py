@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_conv, rules_index, rules_shape  # noqa: F401  (they fill the registry)
-from secateur.graph.copies import as_arguments, as_type, output_tensors, to_meta
+from secateur.graph.copies import as_arguments, as_type, output_tensors
 from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, leaves, named_tensors, tensors_in, varying
 from secateur.graph.meta import MetaKernels
 from secateur.graph.network import Role
@@ -375,7 +375,7 @@ def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     install(model, trace.relations)
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    arguments = as_arguments(to_meta(inputs, dtype) if values is None else as_type(values.inputs, dtype))
+    arguments = as_arguments(as_type(inputs if values is None else values.inputs, dtype))
     kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
     for name, tensor in named_tensors(model).items():
         trace.label(name, tensor, 2 if id(tensor) in kernels else None)

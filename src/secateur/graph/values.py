@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from secateur.errors import TraceError
+from secateur.graph.copies import map_tensors
 
 BY_NAME = ("nms", "_local_scalar_dense", "equal", "is_nonzero")
 DECIDING_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
@@ -74,15 +75,15 @@ def _kept(result: Any) -> Any:
     return type(result)(map(_kept, result)) if isinstance(result, (tuple, list)) else result
 
 
-def stand_in(value: Any) -> Any:
+def stand_in(inputs: Any) -> Any:
     """Returns nested inputs with random numbers (always the same) for tensors without values."""
     generator = torch.Generator().manual_seed(0)
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "meta":
-            return value
-        if value.is_floating_point():
-            return torch.rand(value.shape, generator=generator).to(value.dtype)
-        return torch.ones(value.shape, dtype=value.dtype)
-    if isinstance(value, (tuple, list)):
-        return type(value)(stand_in(v) for v in value)
-    return {k: stand_in(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    def fill(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_meta:
+            return tensor
+        if tensor.is_floating_point():
+            return torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+
+    return map_tensors(inputs, fill)
