@@ -515,3 +515,22 @@ def test_what_a_model_kept_of_an_earlier_run_is_dropped() -> None:
     assert not model.training
     with torch.no_grad():
         assert model(x).shape == (2, 3)
+
+
+def test_cuts_large_tensors_exactly() -> None:
+    """Large tensors are cut a few rows at a time; the plan and plain selection say what must be left."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 400, 3),
+        nn.ReLU(),
+        nn.Conv2d(400, 500, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(500, 4),
+    )
+    network = secateur.trace(model, torch.empty(1, 3, 8, 8))
+    plan = secateur.allocate(network, random_scores(network, 5), ratio=0.4)
+    expected = {name: shrunk(plan, name, tensor.detach()) for name, tensor in model.named_parameters()}
+    secateur.cut_(model, plan)
+    assert model[2].weight.shape[:2] != (500, 400)
+    for name, tensor in model.named_parameters():
+        assert torch.equal(tensor, expected[name]), name

@@ -15,7 +15,7 @@ from secateur.criteria.gradients import Batches, Calibration, Loss, Statistic
 from secateur.errors import InputError
 from secateur.graph.network import Network
 
-BLOCK = 2**17
+BLOCK = 2**18
 """Elements of a weight whose saliency is computed at a time on a CPU."""
 
 
@@ -164,7 +164,9 @@ def _slice_sums(
                 f"of {name!r}; its formula must return one for each"
             )
         for dim, total in zip(dims, totals, strict=True):
-            others = [other for other in range(saliency.dim()) if other != dim]
-            local = saliency.sum(others) if others else saliency
+            # rows first: adding up whole rows is several times faster than gathering from each
+            local, kept = (saliency, 0) if dim == 0 else (saliency.sum(0), dim - 1)
+            others = [other for other in range(local.dim()) if other != kept]
+            local = local.sum(others) if others else local
             (total[start : start + rows] if dim == 0 else total).add_(local)
     return totals

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from secateur.errors import TraceError
-from secateur.graph.copies import copied, skeleton, to_meta
-from secateur.graph.groups import build
-from secateur.graph.network import Network
+from secateur.graph.copies import collector_paused, copied, skeleton, to_meta
+from secateur.graph.groups import build, outline
+from secateur.graph.network import Network, Outline
 from secateur.graph.tracer import run
 from secateur.graph.values import Values, stand_in
 
 __all__ = ["Network", "trace"]
 
 
+@collector_paused()
 def trace(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> Network:
     """Returns what may be removed from `model`, what goes with it, and what everything costs.
 
@@ -51,7 +52,7 @@ def _trace_on_values(model: nn.Module, example_inputs: Any, inputs: Any, error: 
     return replace(build(model, record, inputs), values=values.repeated())
 
 
-def retrace(model: nn.Module, before: Network) -> Network:
-    """Returns the network of a throw-away cut `model`, run in the same way as the trace that gave `before`."""
+def retrace(model: nn.Module, before: Network) -> Outline:
+    """Returns the outline of a throw-away cut `model`, run in the same way as the trace that gave `before`."""
     values = before.values and before.values.repeated()
-    return build(model, run(model, before.inputs, values), before.inputs)
+    return outline(model, run(model, before.inputs, values), before.inputs)

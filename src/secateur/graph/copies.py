@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +15,18 @@ from torch import nn
 
 from secateur.errors import TraceError
 from secateur.graph.labels import named_tensors, tensors_in
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pauses the search for garbage in cycles: a trace makes many small objects that live until it ends."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> nn.Module:
@@ -25,18 +40,46 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
         empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         for value in vars(module).values():
-            if type(value) in (dict, OrderedDict, set) and not value:
-                memo[id(value)] = type(value)()  # a dozen empty tables of hooks in each module, slow to copy
-            elif not isinstance(value, (int, float, str)):
-                for tensor in tensors_in(value):
-                    if id(tensor) not in memo:
-                        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+            if type(value) in _ATOMS or (type(value) in _TABLES and not value):
+                continue
+            for tensor in tensors_in(value):
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = torch.empty_like(tensor, device="meta")
     try:
+        plain = [m for m in modules if _has_usual_copy(type(m))]
+        memo |= {id(m): type(m).__new__(type(m)) for m in plain}
+        for module in plain:
+            memo[id(module)].__setstate__(_copied_state(module, memo))
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
+
+
+_ATOMS = frozenset((int, float, str, bool, type(None)))
+_TABLES = frozenset((dict, OrderedDict, set))
+
+
+@cache
+def _has_usual_copy(kind: type[nn.Module]) -> bool:
+    """Whether `copy.deepcopy` copies a module of this class attribute by attribute: that can be done faster."""
+    ways = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__")
+    usual = all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in ways)
+    return usual and not any("__slots__" in vars(c) for c in kind.__mro__)
+
+
+def _copied_state(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+    """Returns deep copies of a module's attributes; most are numbers, and tables of hooks without any."""
+    state = module.__getstate__()
+    for key, value in state.items():
+        kind = type(value)
+        if kind in _TABLES and not value:
+            state[key] = memo.setdefault(id(value), kind())
+        elif kind not in _ATOMS:
+            state[key] = copy.deepcopy(value, memo)
+    return state
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -83,7 +83,16 @@ def tensors_in(value: object) -> list[torch.Tensor]:
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns all parameters and buffers of `model`, each once, under the first of its names."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parameters: dict[str, torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for found, table in ((parameters, module._parameters), (buffers, module._buffers)):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[f"{path}.{name}" if path else name] = tensor
+    return {**parameters, **buffers}
 
 
 def labels_of(tensor: object) -> Labels:

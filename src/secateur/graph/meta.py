@@ -1,7 +1,8 @@
 """Operators on `meta` tensors, each worked out once for tensors of the same sizes.
 
 Torch's kernels for `meta` are written in Python, and a network repeats the same blocks: most outputs of a trace can be
-made from the memory of an earlier one.
+made from the memory of an earlier one. Those of a few operators, which nearly every layer runs and whose kernels take
+longest, are made without them where the sizes of the arguments are the usual ones.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
+from secateur.graph.labels import tensors_in
 
 _Output = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
@@ -30,7 +33,11 @@ class MetaKernels:
         key, storages = described
         made = self._known.get(key)
         if made is None:
-            output = func(*args, **kwargs)
+            shape = None if kwargs else _usual_shape(func._schema.name, args)
+            if shape is None:
+                output = func(*args, **kwargs)
+            else:
+                output = torch.empty(shape, dtype=tensors_in(args)[0].dtype, device="meta")
             outputs = output if isinstance(output, tuple) else (output,)
             if all(_is_fresh(o, storages) for o in outputs):
                 self._known[key] = [(o.shape, o.stride(), o.dtype) for o in outputs]
@@ -76,3 +83,37 @@ def _describe(func: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], set[i
 
 
 _PLAIN = (int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+_CHANNELS = {"aten::batch_norm": 1, "aten::layer_norm": -1, "aten::gelu": -1}
+"""Operators whose output is like their first argument, and its dimension along which their other tensors run."""
+
+
+def _usual_shape(name: str, args: Any) -> tuple[int, ...] | None:
+    """Returns the shape of the output, contiguous and of the type of all arguments, where these are the usual ones.
+
+    None in every other case: torch's own kernel makes the output then, or says what is wrong.
+    """
+    if name not in _USUAL:
+        return None
+    first, *others = tensors = tensors_in(args)
+    sizes = tuple(first.shape)
+    if len(sizes) < 2 or not all(t.is_contiguous() and t.dtype == first.dtype for t in tensors):
+        return None
+    if name == "aten::linear":
+        outputs = others[0].shape[0]
+        fits = others[0].shape == (outputs, sizes[-1]) and all(bias.shape == (outputs,) for bias in others[1:])
+        return (*sizes[:-1], outputs) if fits else None
+    if name == "aten::cat":
+        dim = args[1] % len(sizes) if len(args) > 1 else 0
+        fits = all(
+            t.ndim == len(sizes) and t.shape[:dim] + t.shape[dim + 1 :] == sizes[:dim] + sizes[dim + 1 :]
+            for t in others
+        )
+        return (*sizes[:dim], sum(t.shape[dim] for t in tensors), *sizes[dim + 1 :]) if fits else None
+    channels = sizes[_CHANNELS[name]]
+    fits = all(t.shape == (channels,) for t in others) and (name != "aten::layer_norm" or args[1] == [channels])
+    return sizes if fits else None
+
+
+_USUAL = {*_CHANNELS, "aten::linear", "aten::cat"}

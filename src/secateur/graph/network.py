@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -181,6 +181,21 @@ class Residual:
 
     where: str
     branch: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What a cut model is compared by: sizes, costs, and which indices of its tensors belong together.
+
+    `components` has for (tensor, dimension) the component of each index and that of its head, or -1 (2 x n);
+    `remainders` counts the sizes of which something was left when the model divided them.
+    """
+
+    components: Mapping[tuple[str, int], Ints]
+    params: int
+    macs: int
+    output_shapes: tuple[tuple[int, ...], ...]
+    remainders: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ class RawExtent:
 
     def __hash__(self) -> int:
         return hash((self.kind, self.divisor, self.labels.shape))
+
+    @property
+    def traced_size(self) -> int:
+        """The size in the trace, where nothing is removed."""
+        rows, width = self.labels.shape
+        return {"width": width, "rows": rows, "count": rows * width}[self.kind] // self.divisor
 
 
 @dataclass(frozen=True)
@@ -368,17 +375,22 @@ def _holders(model: nn.Module) -> Iterator[tuple[str, tuple[str | int, ...], dic
     for name, module in model.named_modules():
         yield name, (), vars(module)
         for key, value in list(vars(module).items()):
-            plain = hasattr(value, "__dict__") and not isinstance(value, (nn.Module, torch.Tensor, type))
-            if plain and not callable(value) and id(value) not in seen:
+            if type(value) in _WITHOUT_ATTRIBUTES or not hasattr(value, "__dict__"):
+                continue
+            plain = not isinstance(value, (nn.Module, torch.Tensor, type)) and not callable(value)
+            if plain and id(value) not in seen:
                 seen.add(id(value))
                 yield name, (key,), vars(value)
+
+
+_WITHOUT_ATTRIBUTES = frozenset((int, float, str, bool, type(None), tuple, list, set, dict, OrderedDict))
 
 
 def install(model: nn.Module, observer: Observer) -> None:
     """Replaces the integer attributes of `model` (a throw-away copy), also those in tuples and lists, by `Size`s."""
     for name, holder, attributes in _holders(model):
         for key, value in list(attributes.items()):
-            if not isinstance(key, str) or key.startswith("_"):
+            if not isinstance(key, str) or key[:1] == "_":
                 continue
             path = (*holder, key)
             if type(value) is int:

@@ -110,9 +110,7 @@ def solve(relations: Relations, active: Ints) -> Solution:
 
     A channel without any of them is computed with by nothing, so it stays.
     """
-    n = relations.num_labels
-    same, constants = _without_constants(relations)
-    atoms = _components(n, _joined([a for a, _ in same]), _joined([b for _, b in same]))
+    atoms, constants = _atoms(relations)
     settle(relations, atoms)
     channel, owner = _heads(atoms, relations)
     frozen = Stuck(int(channel.max()) + 1)
@@ -138,6 +136,18 @@ def solve(relations: Relations, active: Ints) -> Solution:
     links = _links(relations, channel, owner)
     _settle(frozen, links)
     return Solution(channel, owner, frozen, links)
+
+
+def components(relations: Relations) -> Ints:
+    """Returns per label its component, and the component of the head that it lies in, or -1 (2 x labels)."""
+    return np.stack(_heads(_atoms(relations)[0], relations))
+
+
+def _atoms(relations: Relations) -> tuple[Ints, list[Freeze]]:
+    """Returns per label the number of what is tied to it, and what is tied to a constant."""
+    same, constants = _without_constants(relations)
+    a, b = (_joined([edge[side] for edge in same]) for side in (0, 1))
+    return _components(relations.num_labels, a, b), constants
 
 
 def _rows_of_one_size(relations: Relations) -> Iterator[list[RawExtent]]:

@@ -376,12 +376,13 @@ def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     # the type does not matter to the analysis, but a model in half precision refuses single precision inputs
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     arguments = as_arguments(as_type(inputs if values is None else values.inputs, dtype))
-    kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    modules = list(model.modules())
+    kernels = {id(m.weight) for m in modules if isinstance(m, nn.modules.conv._ConvNd)}
     for name, tensor in named_tensors(model).items():
         trace.label(name, tensor, 2 if id(tensor) in kernels else None)
     try:
         trace.output_shapes = _forward(model, trace, arguments)
-        unseen = any(id(m.weight) not in trace.touched for m in model.modules() if isinstance(m, _LAYERS))
+        unseen = any(id(m.weight) not in trace.touched for m in modules if isinstance(m, _LAYERS))
         if unseen and values is None:
             _visit_training_branches(model, trace, arguments)
     except Exception as error:

@@ -8,14 +8,14 @@ import numpy as np
 
 from secateur.allocation.plan import Plan
 from secateur.errors import CutError
-from secateur.graph.network import Axis, Ints, Network
+from secateur.graph.network import Axis, Ints, Network, Outline
 
-Survivors = tuple[Axis, Axis, Ints]
-"""An axis before and after the cut, and the indices that survive on it."""
+Survivors = tuple[Axis, Ints, Ints]
+"""An axis before the cut, the components of its indices after it, and the indices that survive on it."""
 NONE = np.zeros(0, np.int64)
 
 
-def check(before: Network, after: Network, plan: Plan) -> None:
+def check(before: Network, after: Outline, plan: Plan) -> None:
     """Raises CutError unless `after`, traced on the cut model, is `before` restricted to the plan's survivors.
 
     Compared are the shapes of all outputs, parameters and MACs with the predicted ones, and on every axis which indices
@@ -32,16 +32,15 @@ def check(before: Network, after: Network, plan: Plan) -> None:
             f"the plan says {plan.params:,} and {plan.macs:,}"
         )
     removed = {(c.tensor, c.dim): c.indices for c in plan.cuts}
-    new_axes = {(a.tensor, a.dim): a for a in after.axes}
     survivors: list[Survivors] = []
     for axis in before.axes:
-        new = new_axes.get((axis.tensor, axis.dim))
+        new = after.components.get((axis.tensor, axis.dim))
         keep = np.ones(axis.channels.size, np.bool_)
         keep[removed.get((axis.tensor, axis.dim), NONE)] = False
         left = np.flatnonzero(keep)
         if new is None and left.size == 1:
             continue  # a dimension of size 1 has no labels
-        if new is None or new.channels.size != left.size:
+        if new is None or new.shape[1] != left.size:
             raise CutError(f"{axis.tensor}[dim {axis.dim}] should have {left.size} indices after the cut")
         survivors.append((axis, new, left))
     if survivors:
@@ -76,7 +75,7 @@ def _alone(network: Network, mask: np.ndarray) -> np.ndarray:
 def _compare(survivors: Sequence[Survivors], alone: np.ndarray) -> None:
     """Old and new components, of indices and of the heads that they lie in, must map one to one over all axes."""
     sizes = [left.size for *_, left in survivors]
-    new = np.concatenate([n.components for _, n, _ in survivors], axis=1)
+    new = np.concatenate([n for _, n, _ in survivors], axis=1)
     old = np.concatenate([a.components[:, left] for a, _, left in survivors], axis=1)
     # where one index of a fibre is left, it and its head cannot be told apart any more
     single = alone[np.concatenate([a.channels[left] for a, _, left in survivors])]

@@ -13,7 +13,7 @@ from torch import nn
 from secateur.allocation.plan import AttributeChange, AxisCut, Plan, Rescale, restore_inputs
 from secateur.errors import CutError, PlanError, TraceError
 from secateur.graph import Network, retrace, trace
-from secateur.graph.copies import copied, skeleton
+from secateur.graph.copies import collector_paused, copied, skeleton
 from secateur.graph.groups import caches, fingerprint
 from secateur.graph.labels import named_tensors
 from secateur.surgery.check import check
@@ -114,6 +114,7 @@ def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, li
     return shapes
 
 
+@collector_paused()
 def _check_copy(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Network) -> None:
     """Cuts a copy, on `meta` wherever the model runs there, and compares its trace with the plan."""
     bones = skeleton(model, shapes) if before.values is None else _cut_copy(model, plan)
@@ -141,9 +142,9 @@ def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _kept(plan: Plan, devices: Mapping[str, torch.device]) -> dict[str, list[tuple[AxisCut, torch.Tensor]]]:
-    """Returns per tensor its cuts, the largest first, with the indices that stay."""
+    """Returns per tensor its cuts, with the indices that stay."""
     kept: dict[str, list[tuple[AxisCut, torch.Tensor]]] = {}
-    for change in sorted(plan.cuts, key=lambda c: -len(c.removed) / c.size):
+    for change in plan.cuts:
         stays = np.ones(change.size, np.bool_)
         stays[change.indices] = False
         indices = torch.from_numpy(np.flatnonzero(stays)).to(devices[change.tensor])
@@ -159,9 +160,25 @@ def _scales(plan: Plan) -> dict[str, list[Rescale]]:
 
 
 def _select(tensor: torch.Tensor, cuts: list[tuple[AxisCut, torch.Tensor]]) -> torch.Tensor:
-    for change, indices in cuts:
-        tensor = tensor.index_select(change.dim, indices)
-    return tensor
+    """Returns what is left of a tensor; a few rows at a time on a CPU: they stay in its cache between the steps."""
+    sides = sorted(((c.dim, indices) for c, indices in cuts), key=lambda side: side[0])
+    if len(sides) < 2 or sides[0][0] != 0 or tensor.is_cuda:
+        for dim, indices in sides:
+            tensor = tensor.index_select(dim, indices)
+        return tensor
+    (_, rows), *others, (last, ends) = sides
+    sizes = {dim: indices.numel() for dim, indices in sides}
+    left = tensor.new_empty([sizes.get(dim, n) for dim, n in enumerate(tensor.shape)])
+    step = max(1, _BLOCK * tensor.shape[0] // tensor.numel())
+    for part, target in zip(rows.split(step), left.split(step), strict=True):
+        block = tensor.index_select(0, part)
+        for dim, indices in others:
+            block = block.index_select(dim, indices)
+        torch.index_select(block, last, ends, out=target)
+    return left
+
+
+_BLOCK = 2**18
 
 
 def _cut_tensor(
