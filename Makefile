@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lint types lines bench peer ranking clean
+.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy hessian ranking clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ zoo: $(READY)  ## examine every architecture of timm, transformers and torchvisi
 
 peer: $(READY)  ## prune a member of every timm family with both libraries (an hour; goes on where it stopped)
 	$(BIN)/python scripts/peer_coverage.py
+
+accuracy: $(READY)  ## accuracy at equal MACs beside Torch-Pruning (hours; goes on where it stopped)
+	cd scripts && OMP_NUM_THREADS=1 ../$(BIN)/python -m accuracy
+
+hessian: $(READY)  ## time of Hessian scores beside Torch-Pruning's example
+	$(BIN)/python scripts/hessian_speed.py
 
 ranking: $(READY)  ## rank the criteria on digits-dg over three seeds
 	$(BIN)/python scripts/criteria_ranking.py

@@ -17,7 +17,10 @@ from secateur.criteria import (
 from secateur.graph.network import Axis, Group, Network
 
 Batch = tuple[Any, Tensor]
-CRITERION_NAMES = ("l1", "l2", "taylor", "hessian", "random")
+CRITERION_NAMES = (
+    *("l1", "l2", "taylor", "hessian", "random", "taylor_signed", "lamp", "fpgm"),
+    *("activation", "variance", "obs"),
+)
 NEEDS_BATCHES = ("taylor", "hessian")
 
 

@@ -26,8 +26,8 @@ from criteria_models import (
 )
 from secateur.criteria import (
     CRITERIA,
+    ByChannel,
     Calibration,
-    Draw,
     Saliency,
     Scores,
     Statistic,
@@ -142,7 +142,7 @@ def test_random_is_uniform_and_the_same_for_a_seed() -> None:
     assert not first.normalize
 
 
-def test_registry_holds_the_five_criteria_and_refuses_a_second_of_a_name() -> None:
+def test_registry_holds_all_criteria_and_refuses_a_second_of_a_name() -> None:
     assert tuple(CRITERIA) == CRITERION_NAMES
     with pytest.raises(InputError, match="'l1' is registered already"):
         register(Saliency("l1", "", torch.abs))
@@ -157,12 +157,12 @@ def test_own_criteria_need_a_formula_only() -> None:
     batch = (torch.randn(3, 2), torch.tensor([0, 1, 1]))
     gradient = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), model.weight)[0]
     np.testing.assert_allclose(score(net, model, slope, [batch]).values, gradient.abs().sum(1), rtol=1e-5)
-    ones = score(net, model, Draw("ones", "", lambda generator, count: np.ones(count)))
+    ones = score(net, model, ByChannel("ones", "", lambda subject: np.ones(subject.network.num_channels)))
     np.testing.assert_array_equal(ones.values, [1.0, 1.0])
 
 
 def test_unknown_criterion_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown criterion 'tailor'; did you mean 'taylor'\?"):
+    with pytest.raises(InputError, match=r"unknown criterion 'tailor'; did you mean 'taylor' or 'taylor_signed'\?"):
         score(network(1, []), nn.Linear(1, 1), "tailor")
 
 
@@ -192,6 +192,7 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     "none": (None, "needs calibration batches"),
     "no batch at all": ([], "batches are empty"),
     "a single pair": ((X, Y), "batch 0: expected a pair"),
+    "nothing to iterate over": (5, "batches must be an iterable of pairs"),
     "no labels": ([X], "batch 0: expected a pair"),
     "labels that are no tensor": ([(X, [0, 1])], "batch 0: expected a pair"),
     "an empty batch": ([(X, Y), (X[:0], Y[:0])], "batch 1 is empty"),

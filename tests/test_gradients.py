@@ -234,7 +234,7 @@ def test_heads_of_a_traced_vit_hold_what_their_dimensions_hold() -> None:
 
 
 @pytest.mark.parametrize("name", CRITERION_NAMES)
-@pytest.mark.parametrize("sizes", [(4, 3), (1, 1)])
+@pytest.mark.parametrize("sizes", [(4, 3), (1, 1, 1, 1)])
 def test_scoring_leaves_the_model_as_it_was(name: str, sizes: Sequence[int]) -> None:
     model, net = attention(), attention_network()
     model.train()

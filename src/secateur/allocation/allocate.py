@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from secateur.allocation.budget import Budget, Climb, rank
 from secateur.allocation.ladders import Choice, Ladder, build_ladders
 from secateur.allocation.plan import Plan, make_plan
 from secateur.criteria import Scores
 from secateur.errors import InputError, PlanError, unknown_name
-from secateur.graph.network import Group, Network
+from secateur.graph.network import Group, Ints, Network
 
-Scope = Literal["global", "local", "isomorphic"]
+Scope = Literal["global", "local", "isomorphic", "cost"]
+DEFAULT_RATIO = 0.5
 DEFAULT_FLOOR = 0.05
 """Every fibre keeps this fraction of its width, so that no group is emptied or left whole by accident."""
 
@@ -22,19 +25,28 @@ def allocate(
     network: Network,
     scores: Scores,
     *,
-    ratio: float = 0.5,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency: Budget | None = None,
     scope: Scope = "global",
     ratios: Mapping[str, float] | None = None,
     keep: Sequence[str] = (),
     min_channels: int | None = None,
     round_to: int = 1,
 ) -> Plan:
-    """Returns the plan that removes the fraction `ratio` (in [0, 1)) of the channels of each scope, least scores first.
+    """Returns the plan that removes the channels of least score, as many as one of four numbers says.
+
+    `ratio` (in [0, 1), default 0.5) is the fraction of the channels of each scope to remove. `macs`, `params` and
+    `latency` are what may remain: MACs per example or parameters, a float in (0, 1] for a fraction of the dense network
+    or an int for a number; for time see `secateur.cost.LatencyTable.within`. All scopes then lose the least common
+    ratio that meets the budget, and the best of what went is put back until no more fits.
 
     `scope`: "local" gives every group its own threshold; "global" ranks all groups together, except that heads are
     ranked among heads; "isomorphic" ranks inside each family. Scores are divided by the mean of their group first
     (unless the criterion says otherwise), so that layers of different scale compete on shares (arXiv 2504.04196,
-    section III).
+    section III). "cost", under a budget, ranks everything together, heads too; scores that are comparable as they are
+    (`Scores.normalize` False) by score per cost: the sum over what goes, over what that saves of the budget.
 
     `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone. By
     default attention loses heads and keeps its head dimensions: `ratios={"heads": 0, "head_dims": 0.5}` is the other
@@ -42,45 +54,36 @@ def allocate(
     `min_channels` is the least that stays of each fibre (default: 5 % of its width, and one head); what this saves is
     taken elsewhere in the scope. `round_to` makes kept widths multiples (heads are not rounded).
 
-    Raises InputError for values out of range or unknown names, PlanError when the requests contradict each other.
+    Raises InputError for values out of range, unknown names, or more than one of the four; PlanError when the requests
+    contradict each other, or a budget is less than what must stay costs.
     """
-    _check(ratio, ratios or {}, min_channels, round_to)
+    targets = {"ratio": ratio, "macs": macs, "params": params, "latency": latency}
+    asked = {k: v for k, v in targets.items() if v is not None} or {"ratio": DEFAULT_RATIO}
+    limits = {"ratios": dict(ratios or {}), "keep": list(keep), "min_channels": min_channels, "round_to": round_to}
+    _check(asked, limits["ratios"], min_channels, round_to)
+    budget = _budget(network, macs, params, latency)
     if scope not in get_args(Scope):
         raise unknown_name("scope", scope, get_args(Scope))
+    if scope == "cost" and budget is None:
+        raise InputError("scope 'cost' weighs scores against a budget; give macs, params or latency")
     scores.validate(network)
-    wanted, named = _ratios(network, ratio, ratios or {}, keep)
-    group_of = np.full(network.num_channels + 1, -1, np.int64)
-    for number, group in enumerate(network.groups):
-        group_of[group.channels] = number
-    floor = np.array([_floor(g, min_channels) for g in network.groups], np.int64)
-    normalised = _normalise(network, scores)
-    normalised[_protected(network, normalised)] = np.inf
-    ladders, notes = build_ladders(network, normalised, Choice(wanted > 0, floor, group_of))
-    scopes: dict[object, list[Ladder]] = {}
-    for i, ladder in enumerate(ladders):
-        leader = _leader(network, ladder, wanted, named)
-        scopes.setdefault(_scope_key(network, scope, leader, named, i), []).append(ladder)
-    removed = [np.zeros(0, np.int64)]
-    for members in scopes.values():
-        rate = float(wanted[_leader(network, members[0], wanted, named)])
-        for ladder, count in zip(members, _climb(members, rate), strict=True):
-            head = network.groups[ladder.groups[0]].kind == "heads"
-            count = count if head else _round(ladder, count, round_to)
-            removed.append(ladder.steps[:count].ravel())
-    request = {
-        "criterion": scores.criterion,
-        "ratio": ratio,
-        "scope": scope,
-        "ratios": dict(ratios or {}),
-        "keep": list(keep),
-        "min_channels": min_channels,
-        "round_to": round_to,
-    }
-    return make_plan(network, np.unique(np.concatenate(removed)), request, tuple(notes))
+    common = asked.get("ratio", DEFAULT_RATIO)
+    wanted, named = _ratios(network, common, limits["ratios"], keep)
+    ladders, notes = _ladders(network, scores, wanted > 0, min_channels)
+    if budget is not None and scope == "cost" and not scores.normalize:
+        ladders = [_per_cost(network, k, budget) for k in ladders]
+    climb = _climb(network, ladders, scope, wanted, named, round_to)
+    counts = climb.counts(common) if budget is None else climb.within(budget)
+    said = {"latency": latency.limit} if latency is not None else asked
+    request = {"criterion": scores.criterion, **said, "scope": scope, **limits}
+    return make_plan(network, climb.removed(counts), request, tuple(notes))
 
 
-def _check(ratio: float, ratios: Mapping[str, float], min_channels: int | None, round_to: int) -> None:
-    for name, value in {"ratio": ratio, **{f"ratios[{k!r}]": v for k, v in ratios.items()}}.items():
+def _check(asked: Mapping[str, Any], ratios: Mapping[str, float], min_channels: int | None, round_to: int) -> None:
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are given; one of them says how much may remain")
+    rates = {k: v for k, v in asked.items() if k == "ratio"} | {f"ratios[{k!r}]": v for k, v in ratios.items()}
+    for name, value in rates.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
             raise InputError(f"{name} is {value!r}; it is the fraction of channels to remove and must lie in [0, 1)")
     if min_channels is not None and (not isinstance(min_channels, int) or min_channels < 1):
@@ -89,10 +92,44 @@ def _check(ratio: float, ratios: Mapping[str, float], min_channels: int | None, 
         raise InputError(f"round_to is {round_to!r}; it must be a positive integer")
 
 
+def _budget(network: Network, macs: float | None, params: float | None, latency: Budget | None) -> Budget | None:
+    """Returns the budget that was asked for, if any; raises InputError for values out of range."""
+    if latency is not None and not isinstance(latency, Budget):
+        raise InputError(f"latency is {latency!r}; expected what `within` of a measured LatencyTable returns")
+    costs = {
+        "macs": (macs, network.macs_cost, network.dense_macs, "MACs"),
+        "params": (params, network.params_cost, network.dense_params, "parameters"),
+    }
+    for name, (value, cost, dense, unit) in costs.items():
+        if value is None:
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return Budget(value, cost, unit)
+        if not isinstance(value, float) or not 0 < value <= 1:
+            raise InputError(f"{name} is {value!r}; give a float in (0, 1], a fraction, or a whole number of {unit}")
+        return Budget(value * dense, cost, unit)
+    return latency
+
+
+def _ladders(
+    network: Network, scores: Scores, takes_part: np.ndarray, min_channels: int | None
+) -> tuple[list[Ladder], list[str]]:
+    group_of = np.full(network.num_channels + 1, -1, np.int64)
+    for number, group in enumerate(network.groups):
+        group_of[group.channels] = number
+    floor = np.array([_floor(g, min_channels) for g in network.groups], np.int64)
+    normalised = _normalise(network, scores)
+    normalised[_protected(network, normalised)] = np.inf
+    return build_ladders(network, normalised, Choice(takes_part, floor, group_of))
+
+
 def _ratios(
     network: Network, ratio: float, ratios: Mapping[str, float], keep: Sequence[str]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the ratio of each group, and under which name it was set if it was set by name."""
+    """Returns the ratio of each group, and under which name it was set if it was set by name.
+
+    Raises PlanError if all that a name sets the ratio of is kept.
+    """
     numbers = {id(g): i for i, g in enumerate(network.groups)}
     wanted = np.array([0.0 if g.kind == "head_dims" else ratio for g in network.groups])
     named: dict[int, str] = {}
@@ -101,9 +138,13 @@ def _ratios(
         for group in found[pattern]:
             wanted[numbers[id(group)]] = ratios[pattern]
             named[numbers[id(group)]] = pattern
-    for pattern in keep:
-        for group in network.select(pattern):
-            wanted[numbers[id(group)]] = 0.0
+    kept = {numbers[id(group)]: pattern for pattern in keep for group in network.select(pattern)}
+    for name, rate in ratios.items():
+        mine = [i for i, by in named.items() if by == name]
+        if rate > 0 and mine and all(i in kept for i in mine):
+            by = " and ".join(dict.fromkeys(repr(kept[i]) for i in mine))
+            raise PlanError(f"ratios[{name!r}] = {rate:g} contradicts keep={by}, which leaves all of it alone")
+    wanted[list(kept)] = 0.0
     return wanted, named
 
 
@@ -153,31 +194,38 @@ def _scope_key(network: Network, scope: Scope, leader: int, named: dict[int, str
         return number
     if scope == "isomorphic":
         return (group.family, named.get(leader))
-    return (group.kind == "heads", named.get(leader))
+    return (scope == "global" and group.kind == "heads", named.get(leader))
 
 
-def _climb(ladders: Sequence[Ladder], ratio: float) -> list[int]:
-    """Returns how many steps of each ladder to take so that the fraction `ratio` of their channels goes.
+def _climb(
+    network: Network, ladders: list[Ladder], scope: Scope, wanted: np.ndarray, named: dict[int, str], round_to: int
+) -> Climb:
+    """Returns the ladders with the ranking of each scope and with the widths at which they may be left."""
+    leaders = [_leader(network, k, wanted, named) for k in ladders]
+    scopes: dict[object, list[int]] = {}
+    for i, leader in enumerate(leaders):
+        scopes.setdefault(_scope_key(network, scope, leader, named, i), []).append(i)
+    rankings = []
+    for members in scopes.values():
+        leader = leaders[members[0]]
+        rankings.append(rank(ladders, members, float(wanted[leader]) if leader in named else None))
+    multiples = [1 if network.groups[k.groups[0]].kind == "heads" else round_to for k in ladders]
+    allowed = [_allowed(k, multiple) for k, multiple in zip(ladders, multiples, strict=True)]
+    return Climb(network, ladders, allowed, rankings)
 
-    All steps are ranked together; where scores are equal, all ladders are climbed equally far. The order does not
-    depend on the ratio and each ladder is climbed from its bottom, so a larger ratio never keeps more of anything.
+
+def _allowed(ladder: Ladder, round_to: int) -> Ints:
+    """Returns at how many steps a ladder may be left: none, or such that the kept width is a multiple."""
+    counts = np.arange(ladder.limit + 1)
+    return counts[((ladder.width - counts * ladder.per_step) % round_to == 0) | (counts == 0)]
+
+
+def _per_cost(network: Network, ladder: Ladder, budget: Budget) -> Ladder:
+    """Returns the ladder with, as the score of a step, the scores of its channels over what it saves of the budget.
+
+    What it saves is the mean over the steps of this ladder, with all else in place. Steps that save nothing go last.
     """
-    total = sum(k.width * k.weight // k.per_step for k in ladders)
-    target = total - int(total * (1 - ratio) + 1e-9)
-    scores = np.concatenate([k.scores[: k.limit] for k in ladders])
-    owner = np.concatenate([np.full(k.limit, i) for i, k in enumerate(ladders)])
-    weights = np.concatenate([np.full(k.limit, k.weight) for k in ladders])
-    height = np.concatenate([np.arange(1, k.limit + 1) * k.per_step / k.width for k in ladders])
-    order = np.lexsort((np.arange(scores.size), height, scores))
-    taken = order[np.cumsum(weights[order]) <= target]
-    return np.bincount(owner[taken].astype(np.int64), minlength=len(ladders)).tolist()
-
-
-def _round(ladder: Ladder, count: int, round_to: int) -> int:
-    """Returns the number of steps, raised (at the floor: lowered) until the kept width is a multiple of `round_to`."""
-    if count == 0 or round_to == 1:
-        return count
-    for candidate in (*range(count, ladder.limit + 1), *range(count - 1, -1, -1)):
-        if (ladder.width - candidate * ladder.per_step) % round_to == 0:
-            return candidate
-    return 0
+    without = network.mask(ladder.steps[: ladder.limit].ravel())
+    saved = (budget.cost(network.mask()) - budget.cost(without)) / max(1, ladder.limit)
+    total = ladder.scores * ladder.steps.shape[1]
+    return replace(ladder, scores=total / saved if saved > 0 else np.full(total.shape, np.inf))

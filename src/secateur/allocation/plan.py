@@ -72,8 +72,9 @@ class Plan:
     """What goes from where, the cost before and after, and what is left alone and why.
 
     `params` and `macs` are what remains (MACs per example at the traced input size), `dense_params` and `dense_macs`
-    what there was. `request` is what was asked. `inputs` describes the example inputs for the check after the cut. A
-    plan is plain JSON (`to_json`, `from_json`); `network` rides along until then, so that it need not be traced again.
+    what there was. `branches` are the residual branches dropped. `request` is what was asked. `inputs` describes the
+    example inputs for the check after the cut. A plan is plain JSON (`to_json`, `from_json`); `network` rides along
+    until then, so that it need not be traced again.
     """
 
     fingerprint: str
@@ -89,6 +90,7 @@ class Plan:
     frozen: tuple[Frozen, ...]
     notes: tuple[str, ...]
     inputs: Any
+    branches: tuple[str, ...] = ()
     network: Network | None = field(default=None, repr=False, compare=False)
     removed: Ints | None = field(default=None, repr=False, compare=False)
 
@@ -107,6 +109,7 @@ class Plan:
         content["frozen"] = [asdict(f) for f in self.frozen]
         content["notes"] = list(self.notes)
         content["inputs"] = self.inputs
+        content["branches"] = list(self.branches)
         return json.dumps(content, indent=1)
 
     @classmethod
@@ -128,6 +131,7 @@ class Plan:
                 frozen=tuple(Frozen(**f) for f in content["frozen"]),
                 notes=tuple(content["notes"]),
                 inputs=content["inputs"],
+                branches=tuple(content.get("branches", ())),
             )
         except PlanError:
             raise
@@ -146,6 +150,8 @@ class Plan:
             before = sum(g.before[0] * g.before[1] for g in groups)
             after = sum(g.after[0] * g.after[1] for g in groups)
             lines.append(f"  {name}: {before:,} -> {after:,} channels in {len(groups)} groups")
+        if self.branches:
+            lines.append(f"  branches dropped: {', '.join(self.branches)}")
         return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
 
 
@@ -231,8 +237,8 @@ def make_plan(network: Network, removed: Ints, request: dict[str, Any], notes: t
         request=request,
         params=network.params_cost(mask),
         macs=network.macs_cost(mask),
-        dense_params=network.params,
-        dense_macs=network.macs,
+        dense_params=network.dense_params,
+        dense_macs=network.dense_macs,
         groups=tuple(groups),
         cuts=tuple(cuts),
         attributes=_attribute_changes(network, mask),
@@ -240,6 +246,7 @@ def make_plan(network: Network, removed: Ints, request: dict[str, Any], notes: t
         frozen=network.frozen,
         notes=notes,
         inputs=describe_inputs(network.inputs),
+        branches=network.dropped,
         network=network,
         removed=removed,
     )

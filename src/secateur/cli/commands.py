@@ -17,9 +17,11 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 import secateur
+from secateur.allocation import Budget
 from secateur.allocation.allocate import Scope
 from secateur.cli.models import Opened, is_saved, open_model
-from secateur.criteria import Saliency, find_criterion
+from secateur.cost import LatencyTable
+from secateur.criteria import find_criterion
 from secateur.errors import InputError
 from secateur.report import (
     check_drawing,
@@ -91,11 +93,19 @@ class Prune:
     out: Path
     """Folder for the pruned model; it must not exist, or be empty."""
     criterion: str = "l2"
-    """What to remove first: l1, l2, taylor, hessian or random."""
-    ratio: float = 0.5
-    """Fraction of channels to remove, in [0, 1)."""
+    """What to remove first: l1, l2, lamp, fpgm, random; with --data taylor, hessian, activation, variance, obs …"""
+    ratio: float | None = None
+    """Fraction of channels to remove, in [0, 1); default 0.5, unless a budget is given."""
+    macs: int | float | None = None
+    """MACs per example that may remain: a fraction such as 0.5, or a whole number."""
+    params: int | float | None = None
+    """Parameters that may remain: a fraction such as 0.5, or a whole number."""
+    latency: float | None = None
+    """Fraction of the time for the example image that may remain, by times measured on this machine."""
+    latency_table: Path | None = None
+    """File that keeps the measured times, so that they are measured once."""
     scope: Scope = "global"
-    """Rank channels over the whole network, within each group, or within each family."""
+    """Rank channels over the whole network, within each group, within each family, or by score per cost."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Other ratios for kinds, families or groups, as in: --ratios heads 0 head_dims 0.5"""
     keep: tuple[str, ...] = ()
@@ -107,7 +117,9 @@ class Prune:
     random_weights: bool = False
     """Start from random weights instead of pretrained ones."""
     data: str | None = None
-    """Calibration images for criteria that need them: digits-dg, or a folder root/domain/class/*.jpg."""
+    """Calibration images, for criteria that need them and for compensation: digits-dg, or root/domain/class/*.jpg."""
+    compensate: bool = True
+    """Refit the remaining layers to the dense model's outputs on the calibration images, where there are any."""
     unseen: str | None = None
     """Domain of the data that must not be looked at."""
     calibration_batches: int = 10
@@ -127,11 +139,10 @@ class Prune:
             raise InputError(f"{self.out} exists and is not empty; choose another folder, or remove it first")
         if is_saved(self.model):
             raise InputError(f"{self.model} holds a pruned model; prune the original at a higher ratio instead")
-        if not 0 <= self.ratio < 1:
+        if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio is {self.ratio}; it is the fraction of channels to remove and must lie in [0, 1)")
         criterion = find_criterion(self.criterion)
-        needs_data = isinstance(criterion, Saliency) and criterion.statistic is not None
-        if needs_data and self.data is None:
+        if criterion.needs_batches and self.data is None:
             raise InputError(f"criterion {self.criterion} needs images: pass --data digits-dg or a folder of domains")
         torch.manual_seed(self.seed)
         opened = open_model(
@@ -140,13 +151,19 @@ class Prune:
             img_size=_positive("img-size", self.img_size),
             num_classes=_positive("num-classes", self.num_classes),
         )
+        needed = self.data is not None and (self.compensate or criterion.needs_batches)
+        batches = self._batches(opened) if needed else None
         plan = secateur.prune_(
             opened.model,
             opened.inputs,
             criterion=criterion,
-            batches=self._batches(opened) if needs_data else None,
+            batches=batches if criterion.needs_batches else None,
+            compensate=batches if self.compensate else None,
             seed=self.seed,
             ratio=self.ratio,
+            macs=self.macs,
+            params=self.params,
+            latency=self._latency(opened),
             scope=self.scope,
             ratios=dict(self.ratios),
             keep=self.keep,
@@ -156,6 +173,14 @@ class Prune:
         secateur.save(opened.model, plan, self.out, source=opened.source)
         console.print(describe_plan(plan), highlight=False)
         console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
+
+    def _latency(self, opened: Opened) -> Budget | None:
+        """Returns the latency budget, after measuring the table unless its file holds it."""
+        if self.latency is None:
+            return None
+        network = secateur.trace(opened.model, opened.inputs)
+        table = LatencyTable.measure(network, opened.model, opened.inputs, file=self.latency_table)
+        return table.within(fraction=self.latency)
 
     def _batches(self, opened: Opened) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns calibration images as the model takes them; its classes must be those of the data."""

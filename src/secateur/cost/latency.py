@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
 
+Inputs = Tensor | tuple[object, ...] | Mapping[str, object]
+
 
 def measure_latency(
-    models: Mapping[str, nn.Module],
-    inputs: Tensor | tuple[object, ...] | Mapping[str, object],
-    *,
-    rounds: int = 20,
-    warmup: int = 3,
-    repeats: int = 1,
+    models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 20, warmup: int = 3, repeats: int = 1
 ) -> dict[str, float]:
     """Returns the median latency of each model in seconds per forward pass on `inputs`, a whole batch at a time.
+
+    Arguments and errors are those of `sample_latency`.
+    """
+    times = sample_latency(models, inputs, rounds=rounds, warmup=warmup, repeats=repeats)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def sample_latency(
+    models: Mapping[str, nn.Module], inputs: Inputs, *, rounds: int = 20, warmup: int = 3, repeats: int = 1
+) -> dict[str, list[float]]:
+    """Returns the latency of each model in each round, in seconds per forward pass on `inputs`.
 
     The models take turns: in each of `rounds` rounds every model runs `repeats` times, in an order that rotates from
     round to round, so that a slow spell of the machine falls on all of them alike. `warmup` passes of each model come
@@ -38,24 +47,30 @@ def measure_latency(
     if len(devices) > 1:
         raise InputError(f"models on different devices cannot be compared: {', '.join(sorted(map(str, devices)))}")
     device = devices.pop() if devices else torch.device("cpu")
-    modes = [(module, module.training) for model in models.values() for module in model.modules()]
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
+    with evaluating(*models.values()), torch.inference_mode():
+        for name in names:
+            for _ in range(warmup):
+                call(models[name], inputs)
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                times[name].append(_seconds(models[name], inputs, repeats, device))
+    return times
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts models into eval mode for a while."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
     try:
-        for model in models.values():
+        for model in models:
             model.eval()
-        with torch.inference_mode():
-            for name in names:
-                for _ in range(warmup):
-                    _call(models[name], inputs)
-            for number in range(rounds):
-                first = number % len(names)
-                for name in names[first:] + names[:first]:
-                    times[name].append(_seconds(models[name], inputs, repeats, device))
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _seconds(model: nn.Module, inputs: object, repeats: int, device: torch.device) -> float:
@@ -63,7 +78,7 @@ def _seconds(model: nn.Module, inputs: object, repeats: int, device: torch.devic
     _wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
-        _call(model, inputs)
+        call(model, inputs)
     _wait(device)
     return (time.perf_counter() - start) / repeats
 
@@ -73,7 +88,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _call(model: nn.Module, inputs: object) -> None:
+def call(model: nn.Module, inputs: object) -> None:
+    """Runs a model on a tensor, a tuple of positional or a mapping of named arguments."""
     if isinstance(inputs, Mapping):
         model(**inputs)
     elif isinstance(inputs, tuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +59,22 @@ def read_batch(index: int, item: Any) -> Batch:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"batch {index}: {name} of shape {tuple(value.shape)} holds NaN or infinite values")
     return batch
+
+
+def read_batches(source: Iterable[Any], device: torch.device) -> Iterator[Batch]:
+    """Yields the items of a loader as batches on `device`. Raises InputError if there is none or one is no use."""
+    try:
+        items = iter(source)
+    except TypeError as error:
+        raise InputError(
+            f"batches must be an iterable of pairs (inputs, labels), found {_described(source)}"
+        ) from error
+    batch = None
+    for index, item in enumerate(items):
+        batch = read_batch(index, item).map(lambda tensor: tensor.to(device))
+        yield batch
+    if batch is None:
+        raise InputError("the calibration batches are empty; an iterator that was used before has nothing left")
 
 
 def require_labels(batch: Batch, shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.errors import InputError
-from secateur.graph.network import STAYS, Axis, Network
+from secateur.graph.network import STAYS, Axis, Ints, Network, Role
 
 SCORED_ROLES = ("out", "in", "norm")
 """What counts for a channel: its part of weights, on either side, and of norm scales; not biases or embeddings."""
@@ -19,11 +20,29 @@ SCORED_ROLES = ("out", "in", "norm")
 _NONE = np.empty(0, dtype=np.int64)
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A scored axis: a dimension of a tensor, and who takes what of it: channel `takers[n]` takes index `indices[n]`.
+
+    An index inside a head is taken twice, by its channel and by the head.
+    """
+
+    name: str
+    axis: Axis
+    indices: Ints
+    takers: Ints
+
+    @property
+    def role(self) -> Role:
+        """Whether this is the input or the output side of a weight (`in`, `out`), or the scale of a norm (`norm`)."""
+        return self.axis.role
+
+
 class Footprints:
     """The scored axes of a network, each (tensor, dim) once, and what each channel occupies of them.
 
     `tensors` are the tensors with a scored axis, by the first name that the model has for each (tied tensors have
-    several); `dims` are their scored dimensions.
+    several); `dims` are their scored dimensions; `places` has one entry for each of these, in the same order.
     """
 
     def __init__(self, network: Network, tensors: dict[str, Tensor]) -> None:
@@ -36,29 +55,53 @@ class Footprints:
                 scored.setdefault(first_name[id(tensors[axis.tensor])], {})[axis.dim] = axis
         self.tensors = {name: tensors[name] for name in scored}
         self.dims = {name: tuple(axes) for name, axes in scored.items()}
-        axes = [axis for of_tensor in scored.values() for axis in of_tensor.values()]
-        indices, takers = [_NONE], [_NONE]
-        self._num_axes = np.zeros(network.num_channels, dtype=np.int64)
-        start = 0
-        for axis in axes:
-            by_channel = np.flatnonzero(axis.channels != STAYS)
-            by_owner = np.flatnonzero((axis.owners != STAYS) & (axis.owners != axis.channels))
-            takers += [axis.channels[by_channel], axis.owners[by_owner]]
-            indices += [start + by_channel, start + by_owner]
-            start += axis.channels.size
-            # Fancy assignment writes each channel once, however many indices it takes here: one axis counts as one.
-            self._num_axes[np.concatenate(takers[-2:])] += 1
-        self._indices, self._takers = np.concatenate(indices), np.concatenate(takers)
+        self.places = tuple(_place(name, axis) for name, axes in scored.items() for axis in axes.values())
+        self._num_channels = network.num_channels
 
-    def mean(self, sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def mean(self, sums: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
         """Returns one value per channel, float64: the mean over its axes of what its indices have there together.
 
-        `sums` has one array per scored axis with one value per index, in the order of `dims`. An index inside a head
-        counts for its channel and for the head. A channel without a scored axis gets 0.
+        `sums` has one array for each of `places`, with one value per index, or None where an axis does not count. An
+        index inside a head counts for its channel and for the head. A channel without an axis that counts gets 0.
+        Raises InputError for arrays of another shape.
         """
-        values = np.concatenate([np.empty(0), *sums])[self._indices]
-        totals = np.bincount(self._takers, weights=values, minlength=self._num_axes.size)
-        return totals / np.maximum(self._num_axes, 1)
+        shares = []
+        for place, values in zip(self.places, sums, strict=True):
+            if values is not None and values.shape != place.axis.channels.shape:
+                raise InputError(
+                    f"{place.name!r} has {place.axis.channels.size} indices along dimension {place.axis.dim}, but a "
+                    f"criterion gives values of shape {values.shape}"
+                )
+            shares.append(None if values is None else values[place.indices])
+        return self.mean_of_shares(shares)
+
+    def mean_of_shares(self, shares: Sequence[NDArray[np.float64] | None]) -> NDArray[np.float64]:
+        """Returns the same as `mean`, from one value for each pair of index and taker: aligned with `Place.takers`."""
+        counted = [(place, values) for place, values in zip(self.places, shares, strict=True) if values is not None]
+        num_axes = np.zeros(self._num_channels, dtype=np.int64)
+        for place, _ in counted:
+            # Fancy assignment writes each channel once, however many indices it takes here: one axis counts as one.
+            num_axes[place.takers] += 1
+        takers = np.concatenate([_NONE, *(place.takers for place, _ in counted)])
+        values = np.concatenate([np.empty(0), *(values for _, values in counted)])
+        return np.bincount(takers, weights=values, minlength=self._num_channels) / np.maximum(num_axes, 1)
+
+
+def _place(name: str, axis: Axis) -> Place:
+    by_channel = np.flatnonzero(axis.channels != STAYS)
+    by_owner = np.flatnonzero((axis.owners != STAYS) & (axis.owners != axis.channels))
+    takers = np.concatenate([axis.channels[by_channel], axis.owners[by_owner]])
+    return Place(name, axis, np.concatenate([by_channel, by_owner]), takers)
+
+
+def normalized(network: Network, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns values per channel divided by the mean of their group, where that is above zero."""
+    result = np.array(values, dtype=np.float64)
+    for group in network.groups:
+        mean = result[group.channels].mean()
+        if mean > 0:
+            result[group.channels] /= mean
+    return result
 
 
 def checked_tensors(network: Network, model: nn.Module) -> dict[str, Tensor]:

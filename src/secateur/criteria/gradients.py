@@ -9,9 +9,8 @@ one row per sample. Tensors without dimensions, and everything that is not a ten
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -27,16 +26,12 @@ from secateur.criteria.batches import (
     blamed_on,
     first_line,
     has_rows,
-    read_batch,
+    read_batches,
     require_finite_loss,
     require_labels,
 )
+from secateur.criteria.calibration import Calibration, Statistic
 from secateur.errors import InputError, SecateurError
-
-Loss = Callable[[Any, Tensor], Tensor]
-"""Maps the model's own output (see `logits_of`) and the labels to a scalar, the mean over the samples of a batch."""
-
-Batches = Iterable[tuple[Any, Tensor]]
 
 MEMORY_BUDGET = 2**30
 """Bytes that per-sample gradients and the activations behind them may take on a CPU; on CUDA a quarter of what is
@@ -47,24 +42,6 @@ MAX_SAMPLES_ON_CPU = 16
 on a small ViT."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What a statistic is computed from. `tensors` are those to differentiate; `loss` None is `cross_entropy`."""
-
-    model: nn.Module
-    tensors: Mapping[str, Tensor]
-    batches: Batches
-    loss: Loss | None = None
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """One tensor per differentiated tensor, of its shape, in float32 or wider; and how many samples went in."""
-
-    values: dict[str, Tensor]
-    num_samples: int
-
-
 def gradient_sum(calibration: Calibration) -> Statistic:
     """Returns the gradient of the mean loss of each batch, summed over the batches: one backward pass per batch.
 
@@ -72,7 +49,7 @@ def gradient_sum(calibration: Calibration) -> Statistic:
     labels out of range, a model or loss that fails on them), naming the batch.
     """
     with undisturbed(calibration.model):
-        problem = _Problem(calibration)
+        problem = Problem(calibration)
         totals = _zeros_like(calibration.tensors)
         num_samples = 0
         for batch in problem.batches():
@@ -94,7 +71,7 @@ def mean_squared_gradient(calibration: Calibration) -> Statistic:
     with `.item()`): these can be given batches of one sample.
     """
     with undisturbed(calibration.model), _vectorisable():
-        problem = _Problem(calibration)
+        problem = Problem(calibration)
         totals = _zeros_like(calibration.tensors)
         num_samples = chunk = 0
         for batch in problem.batches():
@@ -154,8 +131,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-class _Problem:
-    """The loss as a function of the tensors to differentiate, with all others held fixed."""
+class Problem:
+    """The loss as a function of the tensors to differentiate, with all others held fixed, buffers as copies."""
 
     def __init__(self, calibration: Calibration) -> None:
         model = calibration.model
@@ -167,6 +144,11 @@ class _Problem:
         fixed = {name: parameter.detach() for name, parameter in model.named_parameters()}
         fixed |= {name: buffer.detach().clone() for name, buffer in model.named_buffers()}  # a forward may write them
         self.fixed = {name: tensor for name, tensor in fixed.items() if name not in self.tensors}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
 
     def output(self, tensors: Mapping[str, Tensor], batch: Batch) -> Any:
         return functional_call(self.model, {**self.fixed, **tensors}, batch.args, batch.kwargs)
@@ -191,12 +173,9 @@ class _Problem:
         return dict(zip(leaves, found, strict=True))
 
     def batches(self) -> Iterator[Batch]:
-        """Yields every batch, checked and on the model's device. Raises InputError if there is none."""
-        device = next(iter(self.tensors.values())).device
+        """Yields every batch, checked and on the model's device; its labels too if the loss is the default one."""
         shape: tuple[int, ...] = ()
-        batch = None
-        for index, item in enumerate(self.source):
-            batch = read_batch(index, item).map(lambda tensor: tensor.to(device))
+        for batch in read_batches(self.source, self.device):
             if self.default_loss:
                 if not shape:
                     with blamed_on(batch), torch.no_grad():
@@ -204,11 +183,9 @@ class _Problem:
                         shape = tuple(logits_of(self.output(self.tensors, one)).shape)
                 require_labels(batch, shape)
             yield batch
-        if batch is None:
-            raise InputError("the calibration batches are empty; an iterator that was used before has nothing left")
 
 
-def _add_squared_gradients(problem: _Problem, batch: Batch, totals: dict[str, Tensor]) -> None:
+def _add_squared_gradients(problem: Problem, batch: Batch, totals: dict[str, Tensor]) -> None:
     """Adds each sample's squared gradient to `totals`: one vectorised forward and one backward for all samples."""
 
     def sample_loss(tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], label: Tensor) -> Tensor:
@@ -263,7 +240,7 @@ def _stand_ins(tensor: Tensor, count: int, total: Tensor) -> Tensor:
     return leaf
 
 
-def _chunk_size(problem: _Problem, batch: Batch) -> int:
+def _chunk_size(problem: Problem, batch: Batch) -> int:
     """Returns how many samples fit the memory budget, from what one sample's forward keeps for its backward."""
     own = {tensor.untyped_storage().data_ptr() for tensor in chain(problem.tensors.values(), problem.fixed.values())}
     kept: dict[int, int] = {}

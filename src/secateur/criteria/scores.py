@@ -1,22 +1,42 @@
-"""Scores: one number per channel, added up over everything that goes with the channel."""
+"""Scores: one number per channel, added up over everything that goes with the channel.
+
+The criteria, by name. w is the slice of a tensor that goes with a channel, g the gradient of the mean loss summed over
+the calibration batches, x the input of a layer that w multiplies.
+
+| criterion | saliency | what it runs |
+|---|---|---|
+| `l1` | Σ abs(w) | nothing |
+| `l2` | Σ w² | nothing |
+| `lamp` | Σ w² as a share of what is left of the group once smaller ones have gone | nothing |
+| `fpgm` | Σ ‖w - w'‖₂ over the other channels of the group, on output sides | nothing |
+| `taylor` | Σ abs(w·g) | gradients |
+| `taylor_signed` | abs(Σ w·g) over the whole channel | gradients |
+| `hessian` | Σ w²·h, h the mean over samples of the squared gradient of one sample's loss | gradients by sample |
+| `activation` | Σ abs(w)·‖x‖₂, on input sides | forward passes |
+| `variance` | the variance of x, on input sides | forward passes |
+| `obs` | the output error of the layers that read the channel, refitted without it | forward passes |
+| `random` | uniform in [0, 1) | nothing |
+
+`rank_mean(["l2", "taylor"])` is the mean of a channel's ranks by several.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from secateur.criteria.criterion import Criterion, Draw, Saliency, find_criterion
+from secateur.criteria.calibration import Batches, Calibration, Loss, calibration_of
+from secateur.criteria.criterion import Criterion, Saliency, Subject, find_criterion
+from secateur.criteria.domains import Combination, combined, find_combination
 from secateur.criteria.footprints import Footprints, check_finite, checked_tensors
-from secateur.criteria.gradients import Batches, Calibration, Loss, Statistic
 from secateur.errors import InputError
 from secateur.graph.network import Network
 
-BLOCK = 2**18
-"""Elements of a weight whose saliency is computed at a time on a CPU."""
+Given = Batches | Calibration
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,109 +84,80 @@ def score(
     network: Network,
     model: nn.Module,
     criterion: str | Criterion,
-    batches: Batches | None = None,
+    batches: Given | Mapping[str, Given] | None = None,
     *,
     loss: Loss | None = None,
     seed: int = 0,
+    combine: str | Combination | None = None,
 ) -> Scores:
-    """Returns one score per channel of `network`: the mean over its scored axes of the saliency that goes with it.
+    """Returns one score per channel of `network`, larger for what matters more.
 
-    A channel's scored axes are the sides of weights and the norm scales that it occupies; biases and embeddings do not
-    count. The saliency of all indices that the channel takes along an axis is added up (the three rows of a fused qkv
-    weight make one number), then over the axes, and divided by the number of axes. A head takes all that lies inside
-    it. A channel without a scored axis has 0.
+    By most criteria (the table in `secateur.criteria.scores` has them all) it is the mean over the channel's scored
+    axes of the saliency that goes with it. Scored axes are the sides of weights and the norm scales that it occupies;
+    biases and embeddings do not count. The saliency of all indices that the channel takes along an axis is added up
+    (the three rows of a fused qkv weight make one number), then over the axes, and divided by the number of axes. A
+    head takes all that lies inside it. A channel without a scored axis has 0.
 
     Args:
-        criterion: a name in `secateur.criteria.CRITERIA` or a criterion. `taylor` and `hessian` need batches.
+        criterion: a name in `secateur.criteria.CRITERIA` or a criterion; `secateur.criteria.criterion` tells how to
+            write one.
         batches: pairs (inputs, labels); inputs are a tensor, a tuple or a dict of tensors with one row per sample.
-            They are moved to the model's device. Not read if the criterion needs none.
+            They are moved to the model's device. Or what `calibrate` returns, so that what is computed for one
+            criterion serves the next. Or either of these by domain: `{"photo": …, "art": …}`. Not read if the
+            criterion needs none.
         loss: maps the model's output and the labels to a scalar, the mean over samples; by default the cross-entropy
-            of `logits_of(output)`.
+            of `logits_of(output)`. A `Calibration` has its own.
         seed: of the draw of `random`.
+        combine: how the domains' scores become one: `mean` (if not given), `worst`, `mean_minus_spread`,
+            `sign_agreement`, or a function; formulas in `secateur.criteria.domains`.
 
     The model is left as it was: modes, gradients, `requires_grad`, buffers, torch's random state.
 
     Raises:
-        InputError: unknown criterion, no usable batches, NaN in weights, inputs, loss or scores, labels out of range,
-            or a model whose tensors do not have the sizes that `network` was traced with.
+        InputError: unknown criterion or combination, no usable batches, fewer samples than a Gram matrix needs, NaN in
+            weights, inputs, loss or scores, labels out of range, a calibration of another model or of weights that
+            have changed since, or a model whose tensors do not have the sizes that `network` was traced with.
     """
     chosen = find_criterion(criterion) if isinstance(criterion, str) else criterion
     tensors = checked_tensors(network, model)
-    footprints = Footprints(network, tensors)
-    shown = isinstance(chosen, Saliency) and _shows_all(chosen)
-    check_finite({n: t for n, t in tensors.items() if not (shown and n in footprints.tensors)})
-    if isinstance(chosen, Draw):
-        values, num_samples = chosen.draw(np.random.default_rng(seed), network.num_channels), 0
+    subject = Subject(network, Footprints(network, tensors), seed=seed)
+    shown = isinstance(chosen, Saliency) and chosen.shows_all()
+    check_finite({n: t for n, t in tensors.items() if not (shown and n in subject.footprints.tensors)})
+    if combine is not None and not isinstance(batches, Mapping):
+        raise InputError("combine= is for batches by domain: pass a dict, {'photo': batches, 'art': batches}")
+    if not chosen.needs_batches:
+        scores = Scores(chosen.values(subject), chosen.name, chosen.normalize)
+    elif batches is None:
+        raise InputError(f"criterion {chosen.name!r} needs calibration batches: pass batches=, pairs (inputs, labels)")
+    elif isinstance(batches, Mapping):
+        calibrations = {str(name): _calibration(subject, model, given, loss) for name, given in batches.items()}
+        scores = _of_domains(chosen, subject, calibrations, "mean" if combine is None else combine)
     else:
-        statistic = _statistic(chosen, model, footprints, batches, loss)
-        sums = _axis_sums(chosen, footprints, statistic)
-        values, num_samples = footprints.mean(sums), statistic.num_samples
-    scores = Scores(values, chosen.name, chosen.normalize, num_samples)
+        calibration = _calibration(subject, model, batches, loss)
+        values = chosen.values(replace(subject, calibration=calibration))
+        scores = Scores(values, chosen.name, chosen.normalize, calibration.num_samples)
     scores.validate(network)
     return scores
 
 
-def _shows_all(criterion: Saliency) -> bool:
-    """Whether NaN and infinite elements of a weight give a saliency like that, so that its sums need one pass only."""
-    if criterion.statistic is not None:
-        return False
-    saliency = criterion.formula(torch.tensor([torch.nan, torch.inf, -torch.inf]))
-    return not bool(torch.isfinite(saliency).any())
+def _of_domains(
+    criterion: Criterion, subject: Subject, domains: Mapping[str, Calibration], combine: str | Combination
+) -> Scores:
+    if not domains:
+        raise InputError("there are no domains: batches is an empty dict")
+    values, normalize = combined(criterion, subject, domains, find_combination(combine))
+    way = combine if isinstance(combine, str) else getattr(combine, "__name__", str(combine))
+    num_samples = sum(calibration.num_samples for calibration in domains.values())
+    return Scores(values, f"{criterion.name} ({way} of {', '.join(domains)})", normalize, num_samples)
 
 
-def _statistic(
-    criterion: Saliency, model: nn.Module, footprints: Footprints, batches: Batches | None, loss: Loss | None
-) -> Statistic:
-    """Returns the statistic that the criterion needs (an empty one if none). Raises InputError if it is no use."""
-    if criterion.statistic is None or not footprints.tensors:
-        return Statistic({}, 0)
-    if batches is None:
-        raise InputError(
-            f"criterion {criterion.name!r} needs calibration batches: pass batches=, pairs (inputs, labels)"
-        )
-    statistic = criterion.statistic(Calibration(model, footprints.tensors, batches, loss))
-    for name, values in statistic.values.items():
-        if not bool(torch.isfinite(values).all()):
-            raise InputError(f"criterion {criterion.name!r}: gradients of {name!r} are NaN or infinite")
-    if not any(bool(values.any()) for values in statistic.values.values()):
-        raise InputError(f"criterion {criterion.name!r}: all gradients are zero; does the loss depend on the weights?")
-    return statistic
-
-
-def _axis_sums(criterion: Saliency, footprints: Footprints, statistic: Statistic) -> list[NDArray[np.float64]]:
-    """Returns for every scored axis the saliency of each index: the sum over the slice that goes with the index."""
-    sums: list[NDArray[np.float64]] = []
-    for name, tensor in footprints.tensors.items():
-        for local in _slice_sums(criterion, name, tensor.detach(), statistic.values.get(name), footprints.dims[name]):
-            if not bool(torch.isfinite(local).all()):
-                check_finite({name: tensor})
-                raise InputError(f"criterion {criterion.name!r} gives NaN or infinite values on {name!r}")
-            sums.append(local.cpu().numpy())
-    return sums
-
-
-def _slice_sums(
-    criterion: Saliency, name: str, tensor: Tensor, statistic: Tensor | None, dims: tuple[int, ...]
-) -> list[Tensor]:
-    """Returns for each of `dims` the saliency summed over all other dimensions, float64.
-
-    On a CPU the saliency is made a few rows at a time, so that it stays in the cache and needs no fresh memory.
-    """
-    totals = [torch.zeros(tensor.shape[dim], dtype=torch.float64, device=tensor.device) for dim in dims]
-    rows = tensor.shape[0] if tensor.is_cuda else max(1, BLOCK * tensor.shape[0] // max(1, tensor.numel()))
-    for start in range(0, tensor.shape[0], rows):
-        part = tensor[start : start + rows]
-        known = () if statistic is None else (statistic[start : start + rows],)
-        saliency = criterion.formula(part.to(torch.promote_types(part.dtype, torch.float32)), *known)
-        if saliency.shape != part.shape:
-            raise InputError(
-                f"criterion {criterion.name!r} gives {tuple(saliency.shape)} values for {tuple(part.shape)} elements "
-                f"of {name!r}; its formula must return one for each"
-            )
-        for dim, total in zip(dims, totals, strict=True):
-            # rows first: adding up whole rows is several times faster than gathering from each
-            local, kept = (saliency, 0) if dim == 0 else (saliency.sum(0), dim - 1)
-            others = [other for other in range(local.dim()) if other != kept]
-            local = local.sum(others) if others else local
-            (total[start : start + rows] if dim == 0 else total).add_(local)
-    return totals
+def _calibration(subject: Subject, model: nn.Module, given: Given, loss: Loss | None) -> Calibration:
+    """Returns the calibration given, if it is one for this model, or one of the batches given."""
+    if not isinstance(given, Calibration):
+        return calibration_of(subject.footprints, model, given, loss)
+    if loss is not None:
+        raise InputError("a calibration has its own loss: pass loss= to calibrate")
+    tensors = subject.footprints.tensors
+    if given.tensors.keys() != tensors.keys() or any(given.tensors[name] is not t for name, t in tensors.items()):
+        raise InputError("the calibration was made for another model or network; call calibrate with this one")
+    return given

@@ -25,10 +25,10 @@ from secateur.graph.network import (
     Link,
     Network,
     Outline,
-    Residual,
     Role,
     ScaleFix,
 )
+from secateur.graph.residuals import residuals
 from secateur.graph.sizes import RawExtent
 from secateur.graph.solve import Solution, components, numbered, solve
 from secateur.graph.tracer import OUTPUT, Trace
@@ -65,6 +65,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
     shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
     summed = _summed(trace, solution, number)
     links = _links(solution, number)
+    branches, blocks = residuals(model, trace, batch_size(inputs))
     return Network(
         num_channels=int(number.max()) + 1,
         axes=axes,
@@ -73,7 +74,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         frozen=frozen,
         attributes=_attributes(model, (trace, solution, number), axes, frozen),
         scale_fixes=_scale_fixes(trace, solution, number),
-        residuals=residuals(trace),
+        residuals=branches,
         params_cost=_params_cost(shapes, axes),
         macs_cost=_macs_cost(relations.costs, solution, number, batch_size(inputs)),
         fingerprint=fingerprint(model),
@@ -84,6 +85,7 @@ def build(model: nn.Module, trace: Trace, inputs: object) -> Network:
         inputs=inputs,
         remainders=relations.remainders,
         pairs=_pairs(trace, solution, number),
+        blocks=blocks,
     )
 
 
@@ -229,8 +231,8 @@ def _pairs(trace: Trace, solution: Solution, number: Ints) -> tuple[Indices, ...
 def _summed(trace: Trace, solution: Solution, number: Ints) -> np.ndarray:
     """Returns which channels run through a sum of two activations: the residual streams."""
     summed = np.zeros(int(number.max()) + 2, np.bool_)
-    for *_, arrays in trace.sums:
-        for array in arrays:
+    for total in trace.sums:
+        for array in total.arrays:
             summed[number[solution.channel[array.ravel()]]] = True
     summed[STAYS] = False
     return summed
@@ -415,27 +417,6 @@ def _arrange(channels: Ints, fibre: Ints) -> Ints:
     if numbers.size > 1 and numbers[0] >= 0 and (counts == counts[0]).all():
         return channels[np.argsort(ids, kind="stable")].reshape(numbers.size, -1)
     return channels.reshape(1, -1)
-
-
-def residuals(trace: Trace) -> tuple[Residual, ...]:
-    """Returns the sums x + f(x) of the trace, f being everything between x and the sum."""
-    found = []
-    for node, trunk, tip, where, _ in trace.sums:
-        branch: set[int] = set()
-        pending = [tip]
-        while pending:
-            current = pending.pop()
-            if current == trunk or current in branch or current < 0:
-                continue
-            if current < trunk:
-                branch.clear()
-                break
-            branch.add(current)
-            pending += trace.edges[current]
-        modules = sorted({trace.modules[i] for i in branch if trace.modules[i] != where})
-        if modules and trunk < tip < node:
-            found.append(Residual(where, tuple(m for m in modules if m)))
-    return tuple(found)
 
 
 def batch_size(inputs: object) -> int:

@@ -176,11 +176,51 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """What takes the place of a module in a dropped branch, and returns a tuple of `length` if that is not 0.
+
+    `pass` gives on the first tensor that it gets; `zeros` gives zeros like it, `zero` a single one with `rank`
+    dimensions, which spreads over whatever it is added to.
+    """
+
+    module: str
+    kind: Literal["pass", "zeros", "zero"]
+    length: int = 0
+    rank: int = 0
+
+
+@dataclass(frozen=True)
 class Residual:
-    """A residual sum x + f(x): the module in which the sum stands, and the modules that compute its branch f."""
+    """A residual sum x + f(x): the module in which the sum stands, and the modules that compute its branch f.
+
+    `name` is what a plan calls the branch. `params` and `macs` are what goes when it is dropped (MACs per example; a
+    parameter that the block itself holds goes only with its last branch). `reason` says why the branch cannot be
+    dropped, and is empty if it can; `stand_ins` take the places of its modules then.
+    """
 
     where: str
     branch: tuple[str, ...]
+    name: str
+    stand_ins: tuple[StandIn, ...]
+    params: int
+    macs: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        why = f"; it stays: {self.reason}" if self.reason else ""
+        return f"{self.name}: {self.params:,} parameters, {self.macs:,} MACs{why}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that returns what it is given when all of `branches` are dropped: nothing else is left of it then.
+
+    It returns a tuple of `length`, which can only be 1, if that is not 0.
+    """
+
+    module: str
+    branches: tuple[str, ...]
+    length: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +249,9 @@ class Network:
     whether other buffers have been made anew since. `values` are the inputs and the
     decisions of a model that cannot run without values (see `graph/values.py`), else None. `remainders` counts how
     often the model found one size not to be a multiple of another. Of each of `pairs`, sets of places, two must survive
-    (where they are made of heads, one head) for the operations to be those that were traced.
+    (where they are made of heads, one head) for the operations to be those that were traced. `blocks` are modules that
+    do nothing without their residual branches. `dropped` are the branches that this network is without, `origin` the
+    network that still has them.
     """
 
     num_channels: int
@@ -231,6 +273,9 @@ class Network:
     values: Any = field(repr=False, default=None)
     remainders: int = 0
     pairs: tuple[Indices, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    dropped: tuple[str, ...] = ()
+    origin: Network | None = field(repr=False, default=None)
 
     @cached_property
     def params(self) -> int:
@@ -241,6 +286,16 @@ class Network:
     def macs(self) -> int:
         """Multiply-accumulates per example of the model at the traced input size."""
         return self.macs_cost(self.mask())
+
+    @property
+    def dense_params(self) -> int:
+        """The number of parameters of the model with all its branches."""
+        return (self.origin or self).params
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates per example of the model with all its branches."""
+        return (self.origin or self).macs
 
     @property
     def families(self) -> dict[str, tuple[Group, ...]]:

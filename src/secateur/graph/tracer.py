@@ -12,11 +12,10 @@ import math
 import sys
 import types
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import TraceError
 from secateur.graph import rules_compute, rules_conv, rules_index, rules_shape  # noqa: F401  (they fill the registry)
+from secateur.graph.calls import ModuleCall, module_calls
 from secateur.graph.copies import as_arguments, as_type, output_tensors
 from secateur.graph.labels import Ints, Labels, attach, detach, labels_of, leaves, named_tensors, tensors_in, varying
 from secateur.graph.meta import MetaKernels
@@ -41,8 +41,24 @@ Shapes = tuple[tuple[int, ...], ...]
 OUTPUT = "output of the model"
 
 
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A sum of two tensors of one shape: its number as an operation, those that made the two, its module."""
+
+    node: int
+    left: int
+    right: int
+    where: str
+    arrays: tuple[Ints, ...]
+
+
 class Trace:
-    """The record of one run: relations of labels, and which label belongs to which index of which tensor."""
+    """The record of one run: relations of labels, and which label belongs to which index of which tensor.
+
+    Operations are numbered in the order in which they ran. Of each, `edges` has the operations that made its inputs,
+    `operators` its name, `modules` the module whose code it is, `num_costs` how many costs were known when it was done.
+    `last` are the operations that made the outputs of the model.
+    """
 
     def __init__(self, values: Values | None = None) -> None:
         self.values = values
@@ -51,10 +67,14 @@ class Trace:
         self.roles: dict[int, Role] = {}
         self.path: list[str] = []
         self.edges: list[tuple[int, ...]] = []
-        self.sums: list[tuple[int, int, int, str, tuple[Ints, ...]]] = []
+        self.operators: list[str] = []
+        self.num_costs: list[int] = []
         self.modules: list[str] = []
+        self.calls: list[ModuleCall] = []
+        self.sums: list[Sum] = []
         self.unknown: dict[str, str] = {}
         self.output_shapes: Shapes = ()
+        self.last: set[int] = set()
         self.touched: set[int] = set()
         self.notes: list[str] = []
         self._labelled: list[weakref.ref[torch.Tensor]] = []
@@ -292,12 +312,14 @@ class _Operators(TorchDispatchMode):
         trace = self.trace
         nodes = tuple(sorted({labels_of(t).node for t in inputs}))
         trace.edges.append(nodes)
+        trace.operators.append(f"{call.name}_" if in_place else call.name)
+        trace.num_costs.append(len(trace.relations.costs))
         trace.modules.append(trace.path[-1] if trace.path else "")
         node = len(trace.edges) - 1
         if call.name == "add" and len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
             a, b = (labels_of(t).node for t in inputs)
             if a >= 0 and b >= 0 and labels and labels_of(inputs[0]).arrays and labels_of(inputs[1]).arrays:
-                trace.sums.append((node, min(a, b), max(a, b), trace.path[-1] if trace.path else "", labels[0].arrays))
+                trace.sums.append(Sum(node, a, b, trace.modules[-1], labels[0].arrays))
         self._note_ends(inputs, labels)
         if in_place and call.name not in ("zero", "fill") and _is_part(outputs[0]):
             for array in (a for t in inputs for a in labels_of(t).arrays):
@@ -341,27 +363,6 @@ def _is_part(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
 
 
-@contextmanager
-def _module_paths(model: nn.Module, path: list[str]) -> Iterator[None]:
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        path.pop()
-
-    # the model is a throw-away copy: its tables of hooks can be written without the handles that removal needs
-    for name, module in model.named_modules():
-        before = cast(OrderedDict[int, Any], module._forward_pre_hooks)
-        before[_HOOK] = lambda module, args, name=name: path.append(name)
-        before.move_to_end(_HOOK, last=False)
-        module._forward_hooks[_HOOK] = leave
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            del module._forward_pre_hooks[_HOOK], module._forward_hooks[_HOOK]
-
-
-_HOOK = -1
-
-
 def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     """Runs a skeleton on labels and returns the record. `model` is used up: its integers are replaced.
 
@@ -381,7 +382,7 @@ def run(model: nn.Module, inputs: Any, values: Values | None = None) -> Trace:
     for name, tensor in named_tensors(model).items():
         trace.label(name, tensor, 2 if id(tensor) in kernels else None)
     try:
-        trace.output_shapes = _forward(model, trace, arguments)
+        trace.output_shapes, trace.last = _forward(model, trace, arguments)
         unseen = any(id(m.weight) not in trace.touched for m in modules if isinstance(m, _LAYERS))
         if unseen and values is None:
             _visit_training_branches(model, trace, arguments)
@@ -430,8 +431,10 @@ def _without_stale_sizes() -> Iterator[None]:
             cache.cache_clear()
 
 
-def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Shapes:
-    """Runs the model once on labels, freezes its outputs, and returns their shapes."""
+def _forward(
+    model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+) -> tuple[Shapes, set[int]]:
+    """Runs the model once on labels, freezes its outputs, and returns their shapes and what made them."""
     args, kwargs = arguments
     functions = _Functions(trace)
     mha_fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -440,7 +443,7 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
         with (
             torch.no_grad(),
             torch._C._AutoDispatchBelowAutograd(),
-            _module_paths(model, trace.path),
+            module_calls(model, trace.path, trace.edges, trace.calls),
             followed_roots(),
             _meta_autocast(),
             _without_stale_sizes(),
@@ -454,15 +457,14 @@ def _forward(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], d
     for tensor in tensors:
         for array in labels_of(tensor).arrays:
             trace.relations.freeze(array, OUTPUT)
-    return tuple(tuple(t.shape) for t in tensors)
+    return tuple(tuple(t.shape) for t in tensors), {labels_of(t).node for t in tensors}
 
 
 def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
     """Runs the model once more as in training, except for what depends on the batch or on chance."""
     relations = trace.relations
-    costs, sums, fixes, powers, ends = (
-        len(x) for x in (relations.costs, trace.sums, relations.scale_fixes, relations.powers, relations.ends)
-    )
+    seen = (relations.costs, trace.sums, trace.calls, relations.scale_fixes, relations.powers, relations.ends)
+    costs, sums, calls, fixes, powers, ends = map(len, seen)
     for module in model.modules():
         module.training = not isinstance(module, _BATCH_DEPENDENT)
     try:
@@ -471,7 +473,7 @@ def _visit_training_branches(model: nn.Module, trace: Trace, arguments: tuple[tu
         trace.path.clear()
         trace.notes.append(f"training mode could not be looked at: {type(error).__name__}: {error}")
     finally:
-        del relations.costs[costs:], trace.sums[sums:], relations.ends[ends:]
+        del relations.costs[costs:], trace.sums[sums:], trace.calls[calls:], relations.ends[ends:]
         # what the first run came by as well must not be made up for twice
         known = {_key(rows) for rows, *_ in relations.scale_fixes[:fixes]}
         relations.scale_fixes[fixes:] = [f for f in relations.scale_fixes[fixes:] if _key(f[0]) not in known]

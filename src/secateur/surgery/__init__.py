@@ -1,8 +1,24 @@
 """Surgery: carry a plan out, and keep what came of it."""
 
+from secateur.surgery.branches import block_benefit, branch_scores, drop_branches
 from secateur.surgery.checkpoint import load, save
+from secateur.surgery.compensation import Compensation, compensate_
 from secateur.surgery.cutting import cut, cut_
 from secateur.surgery.prune import prune_
 from secateur.surgery.sources import ModelSource, build_model, source_of
 
-__all__ = ["ModelSource", "build_model", "cut", "cut_", "load", "prune_", "save", "source_of"]
+__all__ = [
+    "Compensation",
+    "ModelSource",
+    "block_benefit",
+    "branch_scores",
+    "build_model",
+    "compensate_",
+    "cut",
+    "cut_",
+    "drop_branches",
+    "load",
+    "prune_",
+    "save",
+    "source_of",
+]

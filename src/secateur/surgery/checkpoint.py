@@ -127,6 +127,12 @@ def _expect_cut(model: nn.Module, plan: Plan) -> None:
                 f"the model was not cut by this plan: {change.tensor!r} is {found}, and should have {size} indices "
                 f"along dimension {change.dim}; call cut_(model, plan) first"
             )
+    params = sum(p.numel() for p in model.parameters())
+    if plan.branches and params != plan.params:
+        raise CheckpointError(
+            f"the model was not cut by this plan: it has {params:,} parameters, and should have {plan.params:,} "
+            f"without {', '.join(plan.branches)}; call cut_(model, plan) first"
+        )
 
 
 def _digest(path: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from secateur.graph import Network, retrace, trace
 from secateur.graph.copies import collector_paused, copied, skeleton
 from secateur.graph.groups import caches, fingerprint
 from secateur.graph.labels import named_tensors
+from secateur.surgery.branches import drop_branches, forget, put_in, stand_ins
 from secateur.surgery.check import check
+from secateur.surgery.compensation import Compensation, compensate_
 
 REPORTED_SIZES: Mapping[type[nn.Module], tuple[tuple[str, str, int], ...]] = {
     nn.Linear: (("out_features", "weight", 0), ("in_features", "weight", 1)),
@@ -28,36 +31,54 @@ REPORTED_SIZES: Mapping[type[nn.Module], tuple[tuple[str, str, int], ...]] = {
 """Attributes of torch's own modules that only report a size of one of their tensors: attribute, tensor, dimension."""
 
 
-def cut(model: nn.Module, plan: Plan) -> nn.Module:
+def cut(model: nn.Module, plan: Plan, *, compensate: Iterable[Any] | None = None) -> nn.Module:
     """Returns a copy of `model` without what `plan` removes; see `cut_`."""
     pruned = copy.deepcopy(model)
-    cut_(pruned, plan)
+    cut_(pruned, plan, compensate=compensate)
     return pruned
 
 
-def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None = None) -> None:
+def cut_(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    compensate: Iterable[Any] | None = None,
+) -> Compensation | None:
     """Removes from `model`, in place, what `plan` says: parameters, buffers, gradients, and sizes kept in attributes.
 
-    Parameters stay the same objects, so an optimizer keeps its references; its state is cut along when it is given.
+    Parameters stay the same objects, so an optimizer keeps its references; its state is cut along when it is given, and
+    it forgets the parameters of branches that are dropped. In the places of their modules stand `Absent` ones.
     Before anything changes, a cut copy is traced (on `meta`, wherever the model runs there) and compared with the plan
     (see `check`).
 
-    Raises PlanError when the plan was made for another architecture, CutError when the check fails; then the model and
-    the optimizer are as they were.
+    With `compensate`, batches of unlabelled samples, the layers that are left are refitted in closed form to what they
+    gave before the cut, and what was refitted is returned (see `compensate_`). The state of an optimizer is cut as
+    without.
+
+    Raises PlanError when the plan was made for another architecture, CutError when the check fails, InputError for
+    batches that cannot be used; then the model and the optimizer are as they were.
     """
     tensors = named_tensors(model)
     _validate(model, tensors, plan)
     before = plan.network
     if before is None or before.caches != caches(model):
-        before = trace(model, restore_inputs(plan.inputs))
+        before = drop_branches(trace(model, restore_inputs(plan.inputs)), model, plan.branches)
     shapes = {n: torch.Size(s) for n, s in _new_shapes(tensors, plan).items()}
     _check_copy(model, shapes, plan, before)
     keep = _kept(plan, {n: t.device for n, t in tensors.items()})
     scales = _scales(plan)
+    compensation, refitted = None, {}
+    if compensate is not None:
+        compensation, refitted = _compensated(model, replace(plan, network=before), compensate)
     changes = [
-        (t, _cut_tensor(t.detach(), keep.get(name, []), scales.get(name, [])), _cut_grad(t, name, keep))
+        (
+            t,
+            refitted[name] if name in refitted else _cut_tensor(t.detach(), keep.get(name, []), scales.get(name, [])),
+            _cut_grad(t, name, keep),
+        )
         for name, t in tensors.items()
-        if name in shapes
+        if name in shapes or name in refitted
     ]
     states = _cut_states(optimizer, tensors, keep) if optimizer is not None else []
     for tensor, data, grad in changes:
@@ -66,8 +87,25 @@ def cut_(model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None =
         tensor.grad = grad
     for state, key, value in states:
         state[key] = value
+    parameters = list(model.parameters())
+    put_in(model, stand_ins(before, plan.branches))
+    if optimizer is not None:
+        forget(optimizer, model, parameters)
     _apply_attributes(model, plan.attributes)
     _drop_caches(model)
+    return compensation
+
+
+def _compensated(model: nn.Module, plan: Plan, batches: Iterable[Any]) -> tuple[Compensation, dict[str, torch.Tensor]]:
+    """Cuts and compensates a copy; returns what was done, and the tensors that have other values by it."""
+    assert plan.network is not None
+    pruned = _cut_copy(model, plan)
+    put_in(pruned, stand_ins(plan.network, plan.branches))
+    _apply_attributes(pruned, plan.attributes)
+    _drop_caches(pruned)
+    compensation = compensate_(pruned, model, plan, batches)
+    tensors = named_tensors(pruned)
+    return compensation, {name: tensors[name].detach() for name in compensation.changed}
 
 
 def _drop_caches(model: nn.Module) -> None:
@@ -118,6 +156,7 @@ def _new_shapes(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, li
 def _check_copy(model: nn.Module, shapes: dict[str, torch.Size], plan: Plan, before: Network) -> None:
     """Cuts a copy, on `meta` wherever the model runs there, and compares its trace with the plan."""
     bones = skeleton(model, shapes) if before.values is None else _cut_copy(model, plan)
+    put_in(bones, stand_ins(before, plan.branches))
     try:
         _apply_attributes(bones, plan.attributes)
     except (AttributeError, LookupError, TypeError) as error:

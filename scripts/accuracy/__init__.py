@@ -1,0 +1,1 @@
+"""Accuracy after pruning on digits-dg, beside Torch-Pruning: `python -m accuracy`."""

@@ -1,0 +1,84 @@
+"""Accuracy after pruning on digits-dg: all settings of secateur beside Torch-Pruning, at equal MACs.
+
+Every base model is trained once (its weights are shipped), calibrated once for each seed, and pruned by every setting:
+criterion x scope, with and without compensation; Torch-Pruning 1.6.1 driven as its examples do (see `peer.py`); and
+variance with a shift of means (VBP). Then the best settings of each, chosen by accuracy on the *source* domains alone,
+and all of the peer's, get the same short fine-tuning. Measurements go to `OUT/accuracy.jsonl`; those that stand there
+already are not made again. Table and figure are made of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+from accuracy import peer
+from accuracy.measure import BUDGETS, Task, work
+from accuracy.records import Record, Setting, Unit, append, read
+from accuracy.report import CONTENDERS, best_setting, figure, grouped, table
+
+CRITERIA = ("l1", "l2", "lamp", "fpgm", "taylor", "taylor_signed", "hessian", "activation", "variance", "obs", "random")
+SCOPES = ("local", "global", "isomorphic", "cost")
+
+
+def missing(records: Sequence[Record], unit: Unit, settings: Sequence[Setting], *, tune: bool) -> Task:
+    """Returns what is still to be measured of a unit."""
+    done = {r.key for r in records if not tune or r.tuned_test is not None or r.error}
+    wanted = [(Setting("dense", "dense", ""), 1.0), *((s, b) for s in settings for b in BUDGETS)]
+    return unit, [(s, b) for s, b in wanted if (unit, s, b) not in done], tune
+
+
+def one_shot(criteria: Sequence[str], scopes: Sequence[str]) -> list[Setting]:
+    """Returns all settings with these criteria and scopes, as far as each library has them."""
+    ours = [Setting("secateur", c, s, k) for c in criteria for s in scopes for k in ("none", "full")]
+    vbp = [Setting("secateur", "variance", s, "mean") for s in scopes]
+    peers = [
+        Setting("torch-pruning", c, s) for c in peer.CRITERIA for s in peer.SCOPES if c in criteria and s in scopes
+    ]
+    return [*ours, *vbp, *peers]
+
+
+def to_tune(records: Sequence[Record], model: str) -> list[Setting]:
+    """Returns the settings of a model that are fine-tuned: at any budget the best of each contender."""
+    found: list[Setting] = []
+    for (its, budget), rows in grouped(records).items():
+        if its == model and budget < 1:
+            found += [s for c in CONTENDERS.values() if (s := best_setting(rows, c)) is not None]
+            plain = best_setting(rows, lambda s: s.library == "secateur" and s.compensation == "none")
+            found += [] if plain is None else [plain]
+    return list(dict.fromkeys(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["vit_digits", "beit_digits"])
+    parser.add_argument("--domains", nargs="+", default=["plain", "sketch", "texture", "thick"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=CRITERIA)
+    parser.add_argument("--scopes", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser.add_argument("--only", nargs="+", default=["oneshot", "tune"], choices=["oneshot", "tune"])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs")
+    args = parser.parse_args()
+    path = args.out / "accuracy.jsonl"
+    units = [Unit(m, d, s) for s in args.seeds for d in args.domains for m in args.models]
+    for stage in args.only:
+        known = read(path)
+        every = one_shot(args.criteria, args.scopes)
+        settings = {m: every if stage == "oneshot" else to_tune(known, m) for m in args.models}
+        tasks = [missing(known, u, settings[u.model], tune=stage == "tune") for u in units]
+        tasks = [t for t in tasks if t[1]]
+        with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
+            for number, records in enumerate(pool.imap_unordered(work, tasks), 1):
+                append(path, records)
+                print(f"{stage}: {number} of {len(tasks)} units, {records[0].unit}", flush=True)
+    records = read(path)
+    head = ["# Accuracy after pruning on digits-dg", "", *(__doc__ or "").strip().splitlines()]
+    (args.out / "accuracy-table.md").write_text("\n".join([*head, *table(records)]) + "\n")
+    figure(records, args.out / "accuracy.png")
+
+
+if __name__ == "__main__":
+    main()
