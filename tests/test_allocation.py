@@ -498,3 +498,28 @@ def test_network_with_nothing_to_remove_gives_an_empty_plan_that_prints() -> Non
         network = secateur.trace(model, torch.empty(1, 3))
         plan = secateur.allocate(network, Scores(np.zeros(0), "none"), ratio=0.9)
         assert not plan.cuts and str(plan)
+
+
+def test_a_ratio_of_none_is_the_common_one() -> None:
+    network = network_of("vit")
+    scores = random_scores(network, 3)
+    plan = secateur.allocate(network, scores, ratio=0.5, scope="local", ratios={"heads": 0, "head_dims": None})
+    kept = {g.kind: g.kept for g in plan.groups}
+    assert kept["heads"] == 1.0
+    assert kept["head_dims"] == pytest.approx(0.5, abs=0.1)
+    same = secateur.allocate(network, scores, ratio=0.5, scope="local", ratios={"heads": 0, "head_dims": 0.5})
+    assert plan.cuts == same.cuts
+    under = secateur.allocate(network, scores, macs=0.4, scope="isomorphic", ratios={"heads": 0, "head_dims": None})
+    assert 0.395 * under.dense_macs <= under.macs <= 0.4 * under.dense_macs
+    assert {g.kind: g.kept for g in under.groups}["head_dims"] < 1.0
+
+
+def test_a_name_within_another_can_take_the_common_ratio_back() -> None:
+    network = network_of("vit")
+    first = next(g.name for g in network.groups if g.kind == "mlp")
+    plan = secateur.allocate(
+        network, random_scores(network, 3), ratio=0.5, scope="local", ratios={"mlp": 0.0, first: None}
+    )
+    kept = {g.name: g.kept for g in plan.groups if g.kind == "mlp"}
+    assert kept.pop(first) == pytest.approx(0.5, abs=0.1)
+    assert set(kept.values()) == {1.0}

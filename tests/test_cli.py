@@ -115,6 +115,35 @@ def test_prune_with_gradients_takes_images_of_the_source_domains(
     assert json.loads((tmp_path / "a" / "plan.json").read_text())["request"]["criterion"] == "taylor"
 
 
+def test_prune_to_a_budget_refits_by_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = (
+        "--num-classes",
+        10,
+        "--data",
+        "digits-dg",
+        "--calibration-batches",
+        1,
+        "--batch-size",
+        16,
+        "--macs",
+        0.6,
+    )
+    plans = {}
+    for name, more in {"refitted": (), "plain": ("--no-compensate", "--attention", "dims")}.items():
+        code, _, _ = run(capsys, "prune", *TINY, *options, *more, "--out", tmp_path / name)
+        assert code == 0
+        plans[name] = secateur.Plan.from_json((tmp_path / name / "plan.json").read_text())
+    assert 0.595 * plans["plain"].dense_macs <= plans["plain"].macs <= 0.6 * plans["plain"].dense_macs
+    assert plans["plain"].cuts == plans["refitted"].cuts
+    assert {g.kind: g.kept for g in plans["plain"].groups}["heads"] == 1.0
+    weights = [secateur.load(tmp_path / name).state_dict() for name in plans]
+    assert any(not torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+
+
+def test_prune_refuses_two_targets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "one of them" in refused(capsys, "prune", *TINY, "--ratio", 0.5, "--macs", 0.5, "--out", tmp_path / "a")
+
+
 def test_prune_is_deterministic(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run(capsys, "prune", *TINY, "--criterion", "random", "--seed", 3, "--out", tmp_path / name)[0] == 0

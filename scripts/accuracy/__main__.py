@@ -32,8 +32,14 @@ def missing(records: Sequence[Record], unit: Unit, settings: Sequence[Setting], 
 
 def one_shot(criteria: Sequence[str], scopes: Sequence[str]) -> list[Setting]:
     """Returns all settings with these criteria and scopes, as far as each library has them."""
-    ours = [Setting("secateur", c, s, k) for c in criteria for s in scopes for k in ("none", "full")]
-    vbp = [Setting("secateur", "variance", s, "mean") for s in scopes]
+    ours = [
+        Setting("secateur", c, s, k, a)
+        for c in criteria
+        for s in scopes
+        for k in ("none", "full")
+        for a in ("heads", "dims")
+    ]
+    vbp = [Setting("secateur", "variance", s, "mean", a) for s in scopes for a in ("heads", "dims")]
     peers = [
         Setting("torch-pruning", c, s) for c in peer.CRITERIA for s in peer.SCOPES if c in criteria and s in scopes
     ]

@@ -25,6 +25,9 @@ from secateur.training import FinetuneConfig, calibration_batches, evaluate, fin
 BUDGETS = (0.5, 0.3, 0.15)
 """Fractions of the dense model's MACs that may remain."""
 
+RATIOS: dict[str, dict[str, float | None]] = {"heads": {}, "dims": {"heads": 0.0, "head_dims": None}}
+"""What attention loses."""
+
 SHORT = FinetuneConfig(epochs=5, warmup_epochs=0.5)
 """The fine-tuning that every pruned model gets."""
 
@@ -135,7 +138,9 @@ def _pruned(bench: Bench, setting: Setting, budget: float) -> tuple[nn.Module | 
         )
     scores = bench.scores[setting.criterion]
     try:
-        plan = secateur.allocate(bench.network, scores, macs=budget, scope=setting.scope)
+        plan = secateur.allocate(
+            bench.network, scores, macs=budget, scope=setting.scope, ratios=RATIOS[setting.attention]
+        )
     except PlanError as error:
         return None, str(error)
     model = copy.deepcopy(bench.base)

@@ -12,17 +12,19 @@ from pathlib import Path
 class Setting:
     """How a model is pruned: by which library, criterion and scope, with which compensation.
 
-    `compensation` is `none`, `mean` (biases take up the mean of what went: VBP's) or `full`.
+    `compensation` is `none`, `mean` (biases take up the mean of what went: VBP's) or `full`; attention loses whole
+    `heads` or `dims` of all heads.
     """
 
     library: str
     criterion: str
     scope: str
     compensation: str = "none"
+    attention: str = "heads"
 
     def __str__(self) -> str:
         after = {"none": "", "mean": ", mean shift", "full": ", compensated"}[self.compensation]
-        return f"{self.criterion}, {self.scope}{after}"
+        return f"{self.criterion}, {self.scope}, {self.attention}{after}"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def allocate(
     params: float | None = None,
     latency: Budget | None = None,
     scope: Scope = "global",
-    ratios: Mapping[str, float] | None = None,
+    ratios: Mapping[str, float | None] | None = None,
     keep: Sequence[str] = (),
     min_channels: int | None = None,
     round_to: int = 1,
@@ -48,11 +48,12 @@ def allocate(
     section III). "cost", under a budget, ranks everything together, heads too; scores that are comparable as they are
     (`Scores.normalize` False) by score per cost: the sum over what goes, over what that saves of the budget.
 
-    `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone. By
-    default attention loses heads and keeps its head dimensions: `ratios={"heads": 0, "head_dims": 0.5}` is the other
-    way, `ratios={"head_dims": 0.5}` both. `keep` lists kinds, families or names (with wildcards) to leave alone.
-    `min_channels` is the least that stays of each fibre (default: 5 % of its width, and one head); what this saves is
-    taken elsewhere in the scope. `round_to` makes kept widths multiples (heads are not rounded).
+    `ratios` sets the ratio of a kind, family or group by name, ranked in a scope of its own; 0 leaves it alone, None
+    gives it the common ratio in the common scope. By default attention loses heads and keeps its head dimensions:
+    `ratios={"heads": 0, "head_dims": None}` is the other way, `ratios={"head_dims": None}` both. `keep` lists kinds,
+    families or names (with wildcards) to leave alone. `min_channels` is the least that stays of each fibre (default:
+    5 % of its width, and one head); what this saves is taken elsewhere in the scope. `round_to` makes kept widths
+    multiples (heads are not rounded).
 
     Raises InputError for values out of range, unknown names, or more than one of the four; PlanError when the requests
     contradict each other, or a budget is less than what must stay costs.
@@ -79,10 +80,14 @@ def allocate(
     return make_plan(network, climb.removed(counts), request, tuple(notes))
 
 
-def _check(asked: Mapping[str, Any], ratios: Mapping[str, float], min_channels: int | None, round_to: int) -> None:
+def _check(
+    asked: Mapping[str, Any], ratios: Mapping[str, float | None], min_channels: int | None, round_to: int
+) -> None:
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)} are given; one of them says how much may remain")
-    rates = {k: v for k, v in asked.items() if k == "ratio"} | {f"ratios[{k!r}]": v for k, v in ratios.items()}
+    rates = {k: v for k, v in asked.items() if k == "ratio"} | {
+        f"ratios[{k!r}]": v for k, v in ratios.items() if v is not None
+    }
     for name, value in rates.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
             raise InputError(f"{name} is {value!r}; it is the fraction of channels to remove and must lie in [0, 1)")
@@ -124,9 +129,9 @@ def _ladders(
 
 
 def _ratios(
-    network: Network, ratio: float, ratios: Mapping[str, float], keep: Sequence[str]
+    network: Network, ratio: float, ratios: Mapping[str, float | None], keep: Sequence[str]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the ratio of each group, and under which name it was set if it was set by name.
+    """Returns the ratio of each group, and under which name it was set if it was given one of its own by name.
 
     Raises PlanError if all that a name sets the ratio of is kept.
     """
@@ -136,12 +141,15 @@ def _ratios(
     found = {pattern: network.select(pattern) for pattern in ratios}
     for pattern in sorted(found, key=lambda p: -len(found[p])):
         for group in found[pattern]:
-            wanted[numbers[id(group)]] = ratios[pattern]
-            named[numbers[id(group)]] = pattern
+            number, rate = numbers[id(group)], ratios[pattern]
+            wanted[number] = ratio if rate is None else rate
+            named.pop(number, None)
+            if rate is not None:
+                named[number] = pattern
     kept = {numbers[id(group)]: pattern for pattern in keep for group in network.select(pattern)}
     for name, rate in ratios.items():
         mine = [i for i, by in named.items() if by == name]
-        if rate > 0 and mine and all(i in kept for i in mine):
+        if rate and mine and all(i in kept for i in mine):
             by = " and ".join(dict.fromkeys(repr(kept[i]) for i in mine))
             raise PlanError(f"ratios[{name!r}] = {rate:g} contradicts keep={by}, which leaves all of it alone")
     wanted[list(kept)] = 0.0

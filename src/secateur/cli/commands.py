@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from rich.console import Console
@@ -43,6 +43,14 @@ ModelName = Annotated[
         help="timm name; hf:NAME or a name with a slash (Hugging Face); torchvision:NAME; or a saved directory",
     ),
 ]
+
+
+ATTENTION: Mapping[str, Mapping[str, float | None]] = {
+    "heads": {},
+    "dims": {"heads": 0.0, "head_dims": None},
+    "both": {"head_dims": None},
+}
+"""What attention loses, as `ratios` of `secateur.allocate`."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,8 @@ class Prune:
     """Rank channels over the whole network, within each group, within each family, or by score per cost."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Other ratios for kinds, families or groups, as in: --ratios heads 0 head_dims 0.5"""
+    attention: Literal["heads", "dims", "both"] | None = None
+    """What attention loses: heads, dimensions of all heads, or both; default: dims with compensation, heads without."""
     keep: tuple[str, ...] = ()
     """Kinds, families or groups to leave alone."""
     min_channels: int | None = None
@@ -165,7 +175,7 @@ class Prune:
             params=self.params,
             latency=self._latency(opened),
             scope=self.scope,
-            ratios=dict(self.ratios),
+            ratios=self._ratios(opened, "dims" if batches and self.compensate else "heads"),
             keep=self.keep,
             min_channels=self.min_channels,
             round_to=self.round_to,
@@ -173,6 +183,12 @@ class Prune:
         secateur.save(opened.model, plan, self.out, source=opened.source)
         console.print(describe_plan(plan), highlight=False)
         console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
+
+    def _ratios(self, opened: Opened, attention: str) -> dict[str, float | None]:
+        """Returns the ratios that were asked for, and those that say what attention loses, if the model has any."""
+        kinds = {group.kind for group in secateur.trace(opened.model, opened.inputs).groups}
+        chosen = ATTENTION[self.attention or attention]
+        return {kind: ratio for kind, ratio in chosen.items() if kind in kinds} | dict(self.ratios)
 
     def _latency(self, opened: Opened) -> Budget | None:
         """Returns the latency budget, after measuring the table unless its file holds it."""
