@@ -130,7 +130,7 @@ def _pruned(bench: Bench, setting: Setting, budget: float) -> tuple[nn.Module | 
     """Returns the pruned model, or None and why there is none."""
     if setting.library == "torch-pruning":
         macs = int(budget * bench.network.macs)
-        found = peer.at_budget(bench.base, setting.criterion, setting.scope, macs, bench.batches, bench.unit.seed)
+        found = peer.at_budget(bench.base, setting, macs, bench.batches, bench.unit.seed)
         return (None, "no ratio gives a model within the budget that runs") if found is None else (found[0], "")
     if setting.criterion not in bench.scores:
         bench.scores[setting.criterion] = secateur.score(

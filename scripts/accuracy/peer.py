@@ -1,6 +1,6 @@
 """Torch-Pruning 1.6.1, driven as its own example for timm's ViT drives it, at a given number of MACs.
 
-As there: heads and widths go at one ratio each, heads at the same one as widths; the classifier's outputs stay; first
+As there: widths go at one ratio, and so do whole heads, or dimensions of all heads; the classifier's outputs stay; first
 and second order importance from the calibration batches with the model in eval mode, the latter sample by sample. Its
 ratio is searched so that the pruned model's MACs (counted by `secateur.trace`, the same way for both libraries) come as
 close under the budget as its rounding allows.
@@ -18,6 +18,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 import secateur
+from accuracy.records import Setting
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -77,8 +78,10 @@ def scored(base: nn.Module, criterion: str, batches: Batches) -> tuple[nn.Module
     return model, chosen
 
 
-def pruned(prepared: tuple[nn.Module, Any], scope: str, ratio: float, image: Tensor, seed: int) -> nn.Module:
-    """Returns a copy of a prepared model from which the peer removed `ratio` of all widths and heads."""
+def pruned(
+    prepared: tuple[nn.Module, Any], scope: str, attention: str, ratio: float, image: Tensor, seed: int
+) -> nn.Module:
+    """Returns a copy of a prepared model from which the peer removed `ratio` of all widths and of `heads` or `dims`."""
     torch.manual_seed(seed)
     model, chosen = copy.deepcopy(prepared)
     for copied, original in zip(model.parameters(), prepared[0].parameters(), strict=True):
@@ -95,9 +98,9 @@ def pruned(prepared: tuple[nn.Module, Any], scope: str, ratio: float, image: Ten
         pruning_ratio=ratio,
         ignored_layers=classifiers,
         num_heads=num_heads,
-        prune_num_heads=True,
-        prune_head_dims=False,
-        head_pruning_ratio=ratio,
+        prune_num_heads=attention == "heads",
+        prune_head_dims=attention == "dims",
+        head_pruning_ratio=ratio if attention == "heads" else 0.0,
         in_channel_groups={},
         out_channel_groups={},
     )
@@ -113,7 +116,7 @@ def pruned(prepared: tuple[nn.Module, Any], scope: str, ratio: float, image: Ten
 
 
 def at_budget(
-    base: nn.Module, criterion: str, scope: str, macs: int, batches: Batches, seed: int
+    base: nn.Module, setting: Setting, macs: int, batches: Batches, seed: int
 ) -> tuple[nn.Module, int] | None:
     """Returns the peer's largest pruned model within `macs`, and its MACs; None if no ratio gets there.
 
@@ -121,11 +124,11 @@ def at_budget(
     """
     low, high = 0.0, 1.0
     best: tuple[nn.Module, int] | None = None
-    prepared, image = scored(base, criterion, batches), batches[0][0][:1]
+    prepared, image = scored(base, setting.criterion, batches), batches[0][0][:1]
     for _ in range(STEPS):
         ratio = (low + high) / 2
         try:
-            model = pruned(prepared, scope, ratio, image, seed)
+            model = pruned(prepared, setting.scope, setting.attention, ratio, image, seed)
             left = secateur.trace(model, image).macs
         except Exception:  # noqa: BLE001  (whatever the peer raises: no model at this ratio; less is pruned next)
             high = ratio

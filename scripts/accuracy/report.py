@@ -93,7 +93,8 @@ def _row(setting: Setting, records: Sequence[Record]) -> str:
         why = next(r.error for r in records if r.error)
         return f"| {setting.library} | {setting} | - | " + " | ".join([why, "", "", "", str(len(records))]) + " |"
     cells = [mean_and_error(records, value) for value in COLUMNS.values()]
-    texts = ["-" if c is None else f"{c[0]:.1f} ± {c[1]:.1f}" for c in cells]
+    seeds = len({r.unit.seed for r in records})
+    texts = ["-" if c is None else f"{c[0]:.1f} ± {c[1]:.1f}" if seeds > 1 else f"{c[0]:.1f}" for c in cells]
     macs = statistics.fmean(r.macs or 0.0 for r in records)
     return f"| {setting.library} | {setting} | {macs:.1%} | " + " | ".join(texts) + f" | {len(records)} |"
 
@@ -102,9 +103,12 @@ def figure(records: Sequence[Record], path: Path) -> None:
     """Draws accuracy on the unseen domains against MACs: the best setting of each contender, one panel per model."""
     groups = grouped(records)
     models = sorted({model for model, _ in groups})
-    fig, axes = pyplot.subplots(2, len(models), figsize=(5 * len(models), 7), squeeze=False, sharey=True)
+    tuned = any(r.tuned_test is not None for r in records)
+    names = ("unseen, one shot", "unseen, fine-tuned")[: 1 + tuned]
+    size = (5 * len(models), 3.5 * len(names))
+    fig, axes = pyplot.subplots(len(names), len(models), figsize=size, squeeze=False, sharey=True)
     for column, model in enumerate(models):
-        for row, name in enumerate(("unseen, one shot", "unseen, fine-tuned")):
+        for row, name in enumerate(names):
             panel = axes[row][column]
             for label, chosen in CONTENDERS.items():
                 points = []
