@@ -1,9 +1,9 @@
 """Torch-Pruning 1.6.1, driven as its own example for timm's ViT drives it, at a given number of MACs.
 
 As there: widths go at one ratio, and so do whole heads, or dimensions of all heads; the classifier's outputs stay;
-first and second order importance from the calibration batches with the model in eval mode, the latter sample by sample.
-Its ratio is searched so that the pruned model's MACs (counted by `secateur.trace`, the same way for both libraries) come
-as close under the budget as its rounding allows.
+first and second order importance come from the calibration batches in eval mode, the latter sample by sample. Its ratio
+is searched so that the pruned model's MACs (counted by `secateur.trace`, the same way for both libraries) come as close
+under the budget as its rounding allows.
 """
 
 from __future__ import annotations
