@@ -1,10 +1,10 @@
 """Accuracy after pruning on digits-dg: all settings of secateur beside Torch-Pruning, at equal MACs.
 
 Every base model is trained once (its weights are shipped), calibrated once for each seed, and pruned by every setting:
-criterion x scope, with and without compensation; Torch-Pruning 1.6.1 driven as its examples do (see `peer.py`); and
-variance with a shift of means (VBP). Then the best settings of each, chosen by accuracy on the *source* domains alone,
-and all of the peer's, get the same short fine-tuning. Measurements go to `OUT/accuracy.jsonl`; those that stand there
-already are not made again. Table and figure are made of the file.
+criterion x scope x fewer or narrower heads, with and without compensation; Torch-Pruning 1.6.1 driven as its examples
+do (see `scripts/accuracy/peer.py`); and variance with a shift of means (VBP). Then the best settings of each, chosen by
+accuracy on the *source* domains alone, get the same short fine-tuning. Measurements go to `OUT/accuracy.jsonl`; those
+that stand there already are not made again. Table and figure are made of the file.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ def main() -> None:
                 append(path, records)
                 print(f"{stage}: {number} of {len(tasks)} units, {records[0].unit}", flush=True)
     records = read(path)
-    head = ["# Accuracy after pruning on digits-dg", "", *(__doc__ or "").strip().splitlines()]
-    (args.out / "accuracy-table.md").write_text("\n".join([*head, *table(records)]) + "\n")
+    (args.out / "accuracy-table.md").write_text("\n".join([f"# {__doc__}".rstrip(), *table(records)]) + "\n")
     figure(records, args.out / "accuracy.png")
 
 

@@ -23,6 +23,8 @@ class Setting:
     attention: str = "heads"
 
     def __str__(self) -> str:
+        if self.library == "dense":
+            return ""
         after = {"none": "", "mean": ", mean shift", "full": ", compensated"}[self.compensation]
         return f"{self.criterion}, {self.scope}, {self.attention}{after}"
 

@@ -83,7 +83,7 @@ def table(records: Sequence[Record]) -> list[str]:
 
 
 def _head() -> list[str]:
-    names = ["library", "criterion, scope, compensation", "MACs kept", *COLUMNS, "runs"]
+    names = ["library", "criterion, scope, what attention loses", "MACs kept", *COLUMNS, "runs"]
     return ["| " + " | ".join(names) + " |", "|---|---|" + "--:|" * (len(names) - 2)]
 
 

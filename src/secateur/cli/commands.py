@@ -23,6 +23,7 @@ from secateur.cli.models import Opened, is_saved, open_model
 from secateur.cost import LatencyTable
 from secateur.criteria import find_criterion
 from secateur.errors import InputError
+from secateur.graph import Network
 from secateur.report import (
     check_drawing,
     describe,
@@ -163,6 +164,7 @@ class Prune:
         )
         needed = self.data is not None and (self.compensate or criterion.needs_batches)
         batches = self._batches(opened) if needed else None
+        network = secateur.trace(opened.model, opened.inputs)
         plan = secateur.prune_(
             opened.model,
             opened.inputs,
@@ -173,9 +175,9 @@ class Prune:
             ratio=self.ratio,
             macs=self.macs,
             params=self.params,
-            latency=self._latency(opened),
+            latency=self._latency(opened, network),
             scope=self.scope,
-            ratios=self._ratios(opened, "dims" if batches and self.compensate else "heads"),
+            ratios=self._ratios(network, "dims" if batches and self.compensate else "heads"),
             keep=self.keep,
             min_channels=self.min_channels,
             round_to=self.round_to,
@@ -184,17 +186,16 @@ class Prune:
         console.print(describe_plan(plan), highlight=False)
         console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
 
-    def _ratios(self, opened: Opened, attention: str) -> dict[str, float | None]:
+    def _ratios(self, network: Network, attention: str) -> dict[str, float | None]:
         """Returns the ratios that were asked for, and those that say what attention loses, if the model has any."""
-        kinds = {group.kind for group in secateur.trace(opened.model, opened.inputs).groups}
+        kinds = {group.kind for group in network.groups}
         chosen = ATTENTION[self.attention or attention]
         return {kind: ratio for kind, ratio in chosen.items() if kind in kinds} | dict(self.ratios)
 
-    def _latency(self, opened: Opened) -> Budget | None:
+    def _latency(self, opened: Opened, network: Network) -> Budget | None:
         """Returns the latency budget, after measuring the table unless its file holds it."""
         if self.latency is None:
             return None
-        network = secateur.trace(opened.model, opened.inputs)
         table = LatencyTable.measure(network, opened.model, opened.inputs, file=self.latency_table)
         return table.within(fraction=self.latency)
 
