@@ -10,6 +10,7 @@ that stand there already are not made again. Table and figure are made of the fi
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,41 +21,50 @@ from accuracy.records import Record, Setting, Unit, append, read
 from accuracy.report import CONTENDERS, best_setting, figure, grouped, table
 
 CRITERIA = ("l1", "l2", "lamp", "fpgm", "taylor", "taylor_signed", "hessian", "activation", "variance", "obs", "random")
+BY_DOMAIN = (
+    *(f"taylor {way}" for way in ("mean", "worst", "mean_minus_spread", "sign_agreement")),
+    *(f"hessian {way}" for way in ("mean", "worst", "mean_minus_spread")),
+)
+"""Criteria whose scores of the source domains are combined in this way; with narrower heads, ranked globally."""
 SCOPES = ("local", "global", "isomorphic", "cost")
 
 
-def missing(records: Sequence[Record], unit: Unit, settings: Sequence[Setting], *, tune: bool) -> Task:
-    """Returns what is still to be measured of a unit."""
+Wanted = tuple[Setting, float]
+"""A setting and a budget, as a fraction of the dense model's MACs."""
+
+
+def missing(records: Sequence[Record], unit: Unit, wanted: Sequence[Wanted], *, tune: bool, first: bool) -> Task:
+    """Returns what is still to be measured of a unit; what depends on no seed only under the first."""
     done = {r.key for r in records if not tune or r.tuned_test is not None or r.error}
-    wanted = [(Setting("dense", "dense", ""), 1.0), *((s, b) for s in settings for b in BUDGETS)]
-    return unit, [(s, b) for s, b in wanted if (unit, s, b) not in done], tune
+    wanted = [(Setting("dense", "dense", ""), 1.0), *wanted]
+    return unit, [(s, b) for s, b in wanted if (unit, s, b) not in done and (tune or first or s.is_drawn)], tune
 
 
-def one_shot(criteria: Sequence[str], scopes: Sequence[str]) -> list[Setting]:
-    """Returns all settings with these criteria and scopes, as far as each library has them."""
-    ours = [
-        Setting("secateur", c, s, k, a)
-        for c in criteria
-        for s in scopes
+def one_shot(criteria: Sequence[str], scopes: Sequence[str], attentions: Sequence[str]) -> list[Wanted]:
+    """Returns all settings with these criteria and scopes, as far as each library has them, at all budgets."""
+    settings: list[Setting] = []
+    for a, s in itertools.product(attentions, scopes):
+        settings += [Setting("secateur", c, s, k, a) for c in criteria for k in ("none", "full")]
+        settings.append(Setting("secateur", "variance", s, "mean", a))
+        if s in peer.SCOPES:
+            settings += [Setting("torch-pruning", c, s, attention=a) for c in peer.CRITERIA if c in criteria]
+    settings += [
+        Setting("secateur", c, "global", k, "dims")
+        for c in BY_DOMAIN
         for k in ("none", "full")
-        for a in ("heads", "dims")
+        if c.split()[0] in criteria and "global" in scopes and "dims" in attentions
     ]
-    vbp = [Setting("secateur", "variance", s, "mean", a) for s in scopes for a in ("heads", "dims")]
-    peers = [
-        Setting("torch-pruning", c, s) for c in peer.CRITERIA for s in peer.SCOPES if c in criteria and s in scopes
-    ]
-    return [*ours, *vbp, *peers]
+    return list(itertools.product(settings, BUDGETS))
 
 
-def to_tune(records: Sequence[Record], model: str) -> list[Setting]:
-    """Returns the settings of a model that are fine-tuned: at any budget the best of each contender."""
-    found: list[Setting] = []
+def to_tune(records: Sequence[Record], model: str) -> list[Wanted]:
+    """Returns the settings of a model that are fine-tuned: at each budget the best of each contender."""
+    found: list[Wanted] = []
     for (its, budget), rows in grouped(records).items():
         if its == model and budget < 1:
-            found += [s for c in CONTENDERS.values() if (s := best_setting(rows, c)) is not None]
-            plain = best_setting(rows, lambda s: s.library == "secateur" and s.compensation == "none")
-            found += [] if plain is None else [plain]
-    return list(dict.fromkeys(found))
+            best = [best_setting(rows, chosen) for chosen in CONTENDERS.values()]
+            found += [(s, budget) for s in dict.fromkeys(best) if s is not None]
+    return found
 
 
 def main() -> None:
@@ -64,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=CRITERIA)
     parser.add_argument("--scopes", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser.add_argument("--attention", nargs="+", default=["heads", "dims"], choices=["heads", "dims"])
     parser.add_argument("--only", nargs="+", default=["oneshot", "tune"], choices=["oneshot", "tune"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs")
@@ -72,9 +83,9 @@ def main() -> None:
     units = [Unit(m, d, s) for s in args.seeds for d in args.domains for m in args.models]
     for stage in args.only:
         known = read(path)
-        every = one_shot(args.criteria, args.scopes)
-        settings = {m: every if stage == "oneshot" else to_tune(known, m) for m in args.models}
-        tasks = [missing(known, u, settings[u.model], tune=stage == "tune") for u in units]
+        every = one_shot(args.criteria, args.scopes, args.attention)
+        wanted = {m: every if stage == "oneshot" else to_tune(known, m) for m in args.models}
+        tasks = [missing(known, u, wanted[u.model], tune=stage == "tune", first=u.seed == args.seeds[0]) for u in units]
         tasks = [t for t in tasks if t[1]]
         with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
             for number, records in enumerate(pool.imap_unordered(work, tasks), 1):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from secateur.criteria.activations import Moments, Use, watching
 from secateur.data import DataConfig, Split, load_split
 from secateur.errors import PlanError
 from secateur.experiments.base_models import base_model
-from secateur.training import FinetuneConfig, calibration_batches, evaluate, finetune_
+from secateur.training import FinetuneConfig, calibration_batches, calibration_by_domain, evaluate, finetune_
 
 BUDGETS = (0.5, 0.3, 0.15)
 """Fractions of the dense model's MACs that may remain."""
@@ -56,11 +57,20 @@ class Bench:
         return secateur.trace(self.base, self.batches[0][0][:1])
 
     @cached_property
-    def calibration(self) -> object:
+    def calibration(self) -> Any:
         return calibrate(self.network, self.base, self.batches)
 
     @cached_property
+    def by_domain(self) -> dict[str, Any]:
+        batches = calibration_by_domain(self.split, seed=self.unit.seed)
+        return {domain: calibrate(self.network, self.base, own) for domain, own in batches.items()}
+
+    @cached_property
     def scores(self) -> dict[str, secateur.Scores]:
+        return {}
+
+    @cached_property
+    def peers(self) -> dict[str, tuple[nn.Module, Any]]:
         return {}
 
     def accuracy(self, model: nn.Module) -> tuple[float, float]:
@@ -130,11 +140,16 @@ def _pruned(bench: Bench, setting: Setting, budget: float) -> tuple[nn.Module | 
     """Returns the pruned model, or None and why there is none."""
     if setting.library == "torch-pruning":
         macs = int(budget * bench.network.macs)
-        found = peer.at_budget(bench.base, setting, macs, bench.batches, bench.unit.seed)
+        if setting.criterion not in bench.peers:
+            bench.peers[setting.criterion] = peer.scored(bench.base, setting.criterion, bench.batches)
+        prepared, image = bench.peers[setting.criterion], bench.batches[0][0][:1]
+        found = peer.at_budget(prepared, setting, macs, image, bench.unit.seed)
         return (None, "no ratio gives a model within the budget that runs") if found is None else (found[0], "")
     if setting.criterion not in bench.scores:
+        name, _, combine = setting.criterion.partition(" ")
+        samples = bench.by_domain if combine else bench.calibration
         bench.scores[setting.criterion] = secateur.score(
-            bench.network, bench.base, setting.criterion, bench.calibration, seed=bench.unit.seed
+            bench.network, bench.base, name, samples, seed=bench.unit.seed, combine=combine or None
         )
     scores = bench.scores[setting.criterion]
     try:

@@ -24,8 +24,8 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 CRITERIA = ("l1", "l2", "taylor", "hessian", "lamp", "fpgm", "random")
 SCOPES = ("local", "global", "isomorphic")
-STEPS = 12
-"""Halvings in the search for the ratio: its last step is a quarter of a thousandth."""
+STEPS = 10
+"""Halvings in the search for the ratio: its last step is a thousandth."""
 
 
 def importance(criterion: str) -> Any:
@@ -116,15 +116,16 @@ def pruned(
 
 
 def at_budget(
-    base: nn.Module, setting: Setting, macs: int, batches: Batches, seed: int
+    prepared: tuple[nn.Module, Any], setting: Setting, macs: int, image: Tensor, seed: int
 ) -> tuple[nn.Module, int] | None:
-    """Returns the peer's largest pruned model within `macs`, and its MACs; None if no ratio gets there.
+    """Returns the largest of the peer's cuts of a prepared model (see `scored`) within `macs`, and its MACs.
+
+    None if no ratio gets there.
 
     A ratio whose model does not run is passed over, as a user would.
     """
     low, high = 0.0, 1.0
     best: tuple[nn.Module, int] | None = None
-    prepared, image = scored(base, setting.criterion, batches), batches[0][0][:1]
     for _ in range(STEPS):
         ratio = (low + high) / 2
         try:

@@ -12,8 +12,8 @@ from pathlib import Path
 class Setting:
     """How a model is pruned: by which library, criterion and scope, with which compensation.
 
-    `compensation` is `none`, `mean` (biases take up the mean of what went: VBP's) or `full`; attention loses whole
-    `heads` or `dims` of all heads.
+    `criterion` may name the way in which domains are combined, as in `taylor worst`. `compensation` is `none`, `mean`
+    (biases take up the mean of what went: VBP's) or `full`; attention loses whole `heads` or `dims` of all heads.
     """
 
     library: str
@@ -21,6 +21,11 @@ class Setting:
     scope: str
     compensation: str = "none"
     attention: str = "heads"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether anything in it depends on the seed: calibration images, or random scores."""
+        return self.compensation != "none" or self.criterion not in ("dense", "l1", "l2", "lamp", "fpgm")
 
     def __str__(self) -> str:
         if self.library == "dense":

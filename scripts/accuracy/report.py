@@ -65,7 +65,12 @@ def is_vbp(setting: Setting) -> bool:
     return setting.compensation == "mean"
 
 
-CONTENDERS = {"secateur, best": is_ours, "variance with mean shift, best": is_vbp, "Torch-Pruning, best": is_peers}
+CONTENDERS: dict[str, Callable[[Setting], bool]] = {
+    "secateur, best": is_ours,
+    "secateur without compensation, best": lambda s: is_ours(s) and s.compensation == "none",
+    "variance with mean shift, best": is_vbp,
+    "Torch-Pruning, best": is_peers,
+}
 
 
 def table(records: Sequence[Record]) -> list[str]:

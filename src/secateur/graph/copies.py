@@ -40,16 +40,20 @@ def skeleton(model: nn.Module, shapes: dict[str, torch.Size] | None = None) -> n
         empty = torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-    modules = list(model.modules())
-    for module in modules:
+    for module in model.modules():
         for value in vars(module).values():
             if type(value) in _ATOMS or (type(value) in _TABLES and not value):
                 continue
             for tensor in tensors_in(value):
                 if id(tensor) not in memo:
                     memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    return _deep_copy(model, memo)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns what `copy.deepcopy(model, memo)` does, in eval mode, for most modules without its detours."""
     try:
-        plain = [m for m in modules if _has_usual_copy(type(m))]
+        plain = [m for m in model.modules() if _has_usual_copy(type(m))]
         memo |= {id(m): type(m).__new__(type(m)) for m in plain}
         for module in plain:
             memo[id(module)].__setstate__(_copied_state(module, memo))
@@ -84,10 +88,15 @@ def _copied_state(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
 
 def copied(model: nn.Module) -> nn.Module:
     """Returns a deep copy of `model`, weights included, in eval mode; raises TraceError when it cannot be copied."""
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    except Exception as error:
-        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
+    return _deep_copy(model, {}).requires_grad_(False)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Returns a copy of the modules in eval mode with the same parameters; buffers are copied.
+
+    Raises TraceError when the model cannot be copied.
+    """
+    return _deep_copy(model, {id(p): p for p in model.parameters()})
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -28,11 +28,12 @@ from secateur.allocation.plan import Plan, restore_inputs
 from secateur.criteria.activations import Use
 from secateur.errors import CutError, InputError, PlanError
 from secateur.graph import trace
+from secateur.graph.copies import twin
 from secateur.graph.groups import fingerprint
 from secateur.graph.labels import named_tensors
 from secateur.surgery.bases import Mix, Pair, best_bases, pairs_of, try_out
 from secateur.surgery.branches import drop_branches
-from secateur.surgery.lockstep import Inputs, PausedRun, read_inputs, runs_of, taking_turns, twin
+from secateur.surgery.lockstep import Inputs, PausedRun, read_inputs, runs_of, taking_turns
 from secateur.surgery.regression import Regression
 from secateur.surgery.survey import Key, Survey, key_of, survey
 
@@ -90,10 +91,11 @@ def compensate_(pruned: nn.Module, dense: nn.Module, plan: Plan, batches: Iterab
     device = _device(dense)
     inputs = read_inputs(batches, device)
     with torch.no_grad(), taking_turns(device):
-        with inputs[0].blamed():
-            found = survey(twin(dense), inputs[0])
+        few = inputs[0].map(lambda t: t[:2] if t.ndim else t)
+        with few.blamed():
+            found = survey(twin(dense), few)
         work = _Work(plan, found, tensors, named_tensors(dense))
-        work.prepare(dense, inputs)
+        work.prepare(dense, inputs, few)
         try:
             with runs_of(dense, inputs) as models, runs_of(pruned, inputs) as copies:
                 _run_in_step(work, models, copies)
@@ -175,9 +177,12 @@ class _Layer:
     def targets(self, dense: Tensor) -> Tensor:
         """Returns what the rows that stay should give [..., rows], from what all rows gave [..., all rows]."""
         result = dense[..., self.rows]
-        for mix in self.mixes:
-            sources, kept = (torch.from_numpy(i - self.key.first).to(dense.device) for i in (mix.sources, mix.kept))
-            result[..., torch.searchsorted(self.rows, kept)] = dense[..., sources] @ mix.matrix.mT.to(dense)
+        for mixes in _alike(self.mixes):
+            sources, kept = (np.stack([getattr(m, name) for m in mixes]) for name in ("sources", "kept"))
+            matrix = torch.stack([m.matrix for m in mixes]).to(dense)
+            read = dense[..., torch.from_numpy(sources - self.key.first).to(dense.device)]
+            places = torch.searchsorted(self.rows, torch.from_numpy(kept - self.key.first).to(dense.device))
+            result[..., places.flatten()] = torch.einsum("...hw,hrw->...hr", read, matrix).flatten(-2)
         return result * self.factor.to(dense)
 
     def add(self, regression: Regression, own: Use, output: Tensor, other: Use, held_out: float) -> None:
@@ -195,6 +200,14 @@ class _Layer:
                 if x[:, part].shape[1]:
                     regression.add(x[:, part], y[:, rows][:, part], held_out=is_held)
             done += x.shape[1]
+
+
+def _alike(mixes: Iterable[Mix]) -> Iterable[list[Mix]]:
+    """Returns mixes of matrices of one shape together."""
+    found: dict[torch.Size, list[Mix]] = {}
+    for mix in mixes:
+        found.setdefault(mix.matrix.shape, []).append(mix)
+    return found.values()
 
 
 def _patches(use: Use) -> Iterator[Tensor]:
@@ -219,7 +232,7 @@ class _Work:
     layers: list[Refit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def prepare(self, model: nn.Module, inputs: list[Inputs]) -> None:
+    def prepare(self, model: nn.Module, inputs: list[Inputs], few: Inputs) -> None:
         """Finds out in which bases heads lose least, and which rows are keys."""
         network = self.plan.network
         if network is None:
@@ -227,7 +240,7 @@ class _Work:
         fixed = {name for name in self.tensors if self._why_fixed(name)}
         pairs = pairs_of(network, self.survey)
         self.pairs = [p for p in pairs if fixed.isdisjoint((p.first.tensor, p.second.tensor))]
-        try_out(model, inputs[0].map(lambda t: t[:2] if t.ndim else t), self.pairs)
+        try_out(model, few, self.pairs)
         stays = {(c.tensor, c.dim): self._stays(c.tensor, c.dim) for c in self.plan.cuts}
         for pair in self.pairs:
             if not pair.is_qk and self._offset_is_fitted(pair.second.tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.criteria.activations import Use, watching
-from secateur.errors import InputError, SecateurError, TraceError
-from secateur.graph.copies import as_arguments
+from secateur.errors import InputError, SecateurError
+from secateur.graph.copies import as_arguments, twin
 from secateur.graph.labels import named_tensors
 
 
@@ -152,14 +151,6 @@ class PausedRun:
 
 class _Closed(BaseException):
     """Ends a pass that is not needed any more; not an Exception, so that no model catches it."""
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """Returns a copy of the modules in eval mode with the same parameters; buffers are copied."""
-    try:
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-    except Exception as error:
-        raise TraceError(f"the model ({type(model).__name__}) cannot be copied: {error}") from error
 
 
 @contextmanager

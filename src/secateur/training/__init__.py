@@ -1,6 +1,6 @@
 """Fine-tuning and evaluation of image classifiers."""
 
-from secateur.training.batches import calibration_batches, logits_of
+from secateur.training.batches import calibration_batches, calibration_by_domain, logits_of
 from secateur.training.config import FinetuneConfig
 from secateur.training.evaluation import evaluate
 from secateur.training.finetuning import EpochRecord, FinetuneRecord, finetune_
@@ -13,6 +13,7 @@ __all__ = [
     "FinetuneRecord",
     "Tick",
     "calibration_batches",
+    "calibration_by_domain",
     "evaluate",
     "finetune_",
     "logits_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,22 @@ def calibration_batches(split: Split, *, batches: int = 10, batch_size: int = 64
             raise DataError("the training images hold values that are not finite")
         drawn.append(batch)
     return drawn
+
+
+def calibration_by_domain(
+    split: Split, *, batches: int = 10, batch_size: int = 64, seed: int = 0
+) -> dict[str, list[Batch]]:
+    """Returns `calibration_batches` for each source domain: `batches` (rounded up to as many for each) among them all.
+
+    Raises `InputError` for counts below one.
+    """
+    images = split.train.plain()
+    each = -(-batches // len(split.domains))
+    found: dict[str, list[Batch]] = {}
+    for domain in split.domains:
+        own = images.take([i for i, its in enumerate(images.domains) if its == domain])
+        found[domain] = calibration_batches(replace(split, train=own), batches=each, batch_size=batch_size, seed=seed)
+    return found
 
 
 def loader(
