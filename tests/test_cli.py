@@ -140,6 +140,65 @@ def test_prune_to_a_budget_refits_by_images(capsys: pytest.CaptureFixture[str], 
     assert any(not torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
 
 
+def test_prune_in_steps_without_the_least_useful_branches(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = run(capsys, "trace", "vit_tiny_patch16_224", "--random-weights", "--explain", "--img-size", 32)
+    # qkv 192 x 576 + 576, proj 192 x 192 + 192, norm 2 x 192
+    assert code == 0 and "blocks.0-11.attn (12x): 148,608 parameters" in text
+    options = ["--random-weights", "--img-size", 32, "--branches", "blocks.3.mlp", "--drop", 2, "--steps", 2]
+    code, text, _ = run(capsys, "prune", "vit_tiny_patch16_224", "--out", tmp_path / "p", "--macs", 0.4, *options)
+    assert code == 0 and "residual branches dropped: " in text
+    plan = json.loads((tmp_path / "p" / "plan.json").read_text())
+    assert len(plan["branches"]) == 3 and "blocks.3.mlp" in plan["branches"]
+    assert plan["request"]["steps"] == 2
+    assert 0.38 * plan["dense_macs"] < plan["macs"] <= 0.4 * plan["dense_macs"]
+
+
+def test_prune_by_domain_and_benefit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = [
+        "--data",
+        "digits-dg",
+        "--num-classes",
+        10,
+        "--img-size",
+        32,
+        "--random-weights",
+        "--calibration-batches",
+        3,
+    ]
+    options = ["--criterion", "taylor", "--combine", "worst", "--drop", 1, "--batch-size", 8, "--no-compensate"]
+    code, _, error = run(capsys, "prune", "vit_tiny_patch16_224", "--out", tmp_path / "p", *data, *options)
+    assert code == 0, error
+    assert len(json.loads((tmp_path / "p" / "plan.json").read_text())["branches"]) == 1
+    wrong = refused(capsys, "prune", "vit_tiny_patch16_224", "--out", tmp_path / "q", "--combine", "worst")
+    assert "--data" in wrong
+
+
+def test_prune_by_a_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["prune", "deit_tiny_distilled_patch16_224", "--out", tmp_path / "p", "--preset", "deit-0.6g"]
+    assert "scope" in refused(capsys, *common, "--scope", "local")
+    assert "preset" in refused(capsys, *common[:-1], "deit-0.5g")
+    data = [
+        "--data",
+        "digits-dg",
+        "--num-classes",
+        10,
+        "--random-weights",
+        "--calibration-batches",
+        1,
+        "--batch-size",
+        4,
+    ]
+    code, _, error = run(capsys, *common, *data, "--no-compensate")
+    assert code == 0, error
+    plan = json.loads((tmp_path / "p" / "plan.json").read_text())
+    assert plan["request"]["scope"] == "isomorphic" and plan["request"]["round_to"] == 2
+    # The published 0.62 G of MACs, of a head with 1000 classes; here it has 10.
+    assert 0.6e9 < plan["macs"] < 0.63e9
+
+
 def test_prune_refuses_two_targets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "one of them" in refused(capsys, "prune", *TINY, "--ratio", 0.5, "--macs", 0.5, "--out", tmp_path / "a")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from secateur.errors import PlanError
 from secateur.graph.copies import as_arguments, output_tensors
 from secateur.graph.groups import batch_size
 from secateur.graph.network import STAYS, Network
@@ -34,7 +36,8 @@ class Record:
     parameters that stay for want of an operator rule. `frozen` are the reasons (with module and line) for which
     parameters stay, and how many. `passed` are the steps that went well, in the order of `STEPS`; the MACs of the cut
     model are `macs_left` as predicted and `macs_counted` as torch counts them (None for a model whose way depends on
-    values: it takes another one each time).
+    values: it takes another one each time). Of a budget of half the MACs or parameters, plans use up `macs_used` and
+    `params_used`; None where half is out of reach.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Record:
     macs_left: int = 0
     params_counted: int = 0
     macs_counted: int | None = None
+    macs_used: float | None = None
+    params_used: float | None = None
     passed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
@@ -118,7 +123,9 @@ def _stuck(model: nn.Module, network: Network) -> dict[str, int]:
 
 
 def _cut(record: Record, model: nn.Module, network: Network, inputs: Any) -> None:
-    plan = secateur.allocate(network, secateur.score(network, model, "l1"), ratio=0.5, scope="local")
+    scores = secateur.score(network, model, "l1")
+    record.macs_used, record.params_used = _budgets(network, scores)
+    plan = secateur.allocate(network, scores, ratio=0.5, scope="local")
     record.params_left, record.macs_left = plan.params, plan.macs
     record.notes += plan.notes
     shapes = [t.shape for t in _outputs(model, inputs)] if network.values is None else None
@@ -144,6 +151,16 @@ def _cut(record: Record, model: nn.Module, network: Network, inputs: Any) -> Non
             f"counted {record.params_counted:,} and {record.macs_counted:,}"
         )
     record.passed = STEPS[:3]
+
+
+def _budgets(network: Network, scores: secateur.Scores) -> tuple[float | None, float | None]:
+    """Returns how much of half the MACs and of half the parameters plans with such budgets leave."""
+    macs = params = None
+    with suppress(PlanError):
+        macs = round(2 * secateur.allocate(network, scores, macs=0.5).macs / network.macs, 5)
+    with suppress(PlanError):
+        params = round(2 * secateur.allocate(network, scores, params=0.5).params / network.params, 5)
+    return macs, params
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:

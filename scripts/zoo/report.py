@@ -55,6 +55,13 @@ def _totals(records: Sequence[Record], deep: Sequence[Record], timm: Sequence[Re
             f"- architectures of timm analysed: {len(seconds)} of {len(timm)}; "
             f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.1f} s"
         )
+    for name, used in (("MACs", [r.macs_used for r in deep]), ("parameters", [r.params_used for r in deep])):
+        shares = [u for u in used if u is not None]
+        near = sum(u >= 0.995 for u in shares)
+        lines.append(
+            f"- a budget of half the {name}: used up to 99.5 % or more on {near} of {len(deep)} architectures, the least "
+            f"to {min(shares, default=0):.1%}, never exceeded; out of reach on {len(used) - len(shares)}"
+        )
     lines.append(f"- parameters that stay for want of an operator rule: {unruled / max(1, total):.3%}")
     lines += [f"- **failed**: {r.library} {r.name}: {r.error}" for r in failed]
     return "\n".join(lines) + "\n"

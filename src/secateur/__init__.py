@@ -28,6 +28,7 @@ from secateur.surgery import (
     drop_branches,
     load,
     prune_,
+    prune_steps_,
     save,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "drop_branches",
     "load",
     "prune_",
+    "prune_steps_",
     "save",
     "score",
     "trace",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
@@ -17,11 +18,11 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 import secateur
-from secateur.allocation import Budget
+from secateur.allocation import Budget, Preset, find_preset
 from secateur.allocation.allocate import Scope
 from secateur.cli.models import Opened, is_saved, open_model
 from secateur.cost import LatencyTable
-from secateur.criteria import find_criterion
+from secateur.criteria import Criterion, find_criterion
 from secateur.errors import InputError
 from secateur.graph import Network
 from secateur.report import (
@@ -119,6 +120,15 @@ class Prune:
     """Other ratios for kinds, families or groups, as in: --ratios heads 0 head_dims 0.5"""
     attention: Literal["heads", "dims", "both"] | None = None
     """What attention loses: heads, dimensions of all heads, or both; default: dims with compensation, heads without."""
+    preset: str | None = None
+    """A setting of Isomorphic Pruning, such as deit-4.2g: chooses criterion, scope, ratios and branches, and the ratio
+    unless a budget is given."""
+    steps: int = 1
+    """Remove it in so many equal steps, each scored (and refitted) anew."""
+    branches: tuple[str, ...] = ()
+    """Residual branches to drop whole, by name or pattern; secateur trace MODEL --explain lists them."""
+    drop: int = 0
+    """Drop so many residual branches, those of least benefit on --data, or of least score without data."""
     keep: tuple[str, ...] = ()
     """Kinds, families or groups to leave alone."""
     min_channels: int | None = None
@@ -129,6 +139,8 @@ class Prune:
     """Start from random weights instead of pretrained ones."""
     data: str | None = None
     """Calibration images, for criteria that need them and for compensation: digits-dg, or root/domain/class/*.jpg."""
+    combine: str | None = None
+    """Score the domains of the data apart and combine: mean, worst, mean_minus_spread or sign_agreement."""
     compensate: bool = True
     """Refit the remaining layers to the dense model's outputs on the calibration images, where there are any."""
     unseen: str | None = None
@@ -152,9 +164,12 @@ class Prune:
             raise InputError(f"{self.model} holds a pruned model; prune the original at a higher ratio instead")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio is {self.ratio}; it is the fraction of channels to remove and must lie in [0, 1)")
-        criterion = find_criterion(self.criterion)
+        preset = self._preset()
+        criterion = find_criterion(preset.criterion if preset else self.criterion)
+        if self.combine is not None and self.data is None:
+            raise InputError("--combine is about the domains of calibration images: pass --data")
         if criterion.needs_batches and self.data is None:
-            raise InputError(f"criterion {self.criterion} needs images: pass --data digits-dg or a folder of domains")
+            raise InputError(f"criterion {criterion.name} needs images: pass --data digits-dg or a folder of domains")
         torch.manual_seed(self.seed)
         opened = open_model(
             self.model,
@@ -162,35 +177,69 @@ class Prune:
             img_size=_positive("img-size", self.img_size),
             num_classes=_positive("num-classes", self.num_classes),
         )
-        needed = self.data is not None and (self.compensate or criterion.needs_batches)
-        batches = self._batches(opened) if needed else None
         network = secateur.trace(opened.model, opened.inputs)
-        plan = secateur.prune_(
+        needed = self.data is not None and (self.compensate or criterion.needs_batches or self.drop)
+        batches = self._batches(opened) if needed else {}
+        samples = [batch for own in batches.values() for batch in own]
+        plans = secateur.prune_steps_(
             opened.model,
             opened.inputs,
+            self.steps,
             criterion=criterion,
-            batches=batches if criterion.needs_batches else None,
-            compensate=batches if self.compensate else None,
+            batches=(samples if self.combine is None else batches) if criterion.needs_batches else None,
+            combine=self.combine if criterion.needs_batches else None,
+            branches=self._branches(network, opened, criterion, samples, preset),
+            compensate=samples if samples and self.compensate else None,
             seed=self.seed,
-            ratio=self.ratio,
-            macs=self.macs,
-            params=self.params,
             latency=self._latency(opened, network),
-            scope=self.scope,
-            ratios=self._ratios(network, "dims" if batches and self.compensate else "heads"),
             keep=self.keep,
             min_channels=self.min_channels,
-            round_to=self.round_to,
+            **self._request(network, "dims" if samples and self.compensate else "heads", preset),
         )
+        *_, plan = plans
         secateur.save(opened.model, plan, self.out, source=opened.source)
         console.print(describe_plan(plan), highlight=False)
         console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
 
-    def _ratios(self, network: Network, attention: str) -> dict[str, float | None]:
-        """Returns the ratios that were asked for, and those that say what attention loses, if the model has any."""
+    def _preset(self) -> Preset | None:
+        """Returns the preset that was asked for; what it chooses may not be chosen as well."""
+        if self.preset is None:
+            return None
+        mine = {f.name: f.default for f in fields(self) if f.name in ("criterion", "scope", "attention", "branches")}
+        chosen = [name for name, default in mine.items() if getattr(self, name) != default]
+        chosen += [n for n in ("ratio", "ratios", "drop") if getattr(self, n)] + ["round-to"] * (self.round_to != 1)
+        if chosen:
+            raise InputError(f"--preset {self.preset} chooses {', '.join(chosen)}: leave out either it or them")
+        return find_preset(self.preset)
+
+    def _request(self, network: Network, attention: str, preset: Preset | None) -> dict[str, Any]:
+        """Returns how much goes from where; `attention` is what attention loses unless it was said."""
+        budget = {"macs": self.macs, "params": self.params}
+        if preset is not None:
+            free = any(v is not None for v in (*budget.values(), self.latency))
+            return preset.request | budget | ({"ratio": None} if free else {})
         kinds = {group.kind for group in network.groups}
         chosen = ATTENTION[self.attention or attention]
-        return {kind: ratio for kind, ratio in chosen.items() if kind in kinds} | dict(self.ratios)
+        ratios = {kind: ratio for kind, ratio in chosen.items() if kind in kinds} | dict(self.ratios)
+        return {"ratio": self.ratio, "scope": self.scope, "ratios": ratios, "round_to": self.round_to, **budget}
+
+    def _branches(
+        self, network: Network, opened: Opened, criterion: Criterion, samples: list[Any], preset: Preset | None
+    ) -> tuple[str, ...]:
+        """Returns the branches to drop: those named, and the least useful ones."""
+        pattern, count = (preset.branches, preset.num_dropped) if preset else ("*", self.drop)
+        if not count:
+            return self.branches
+        if samples and preset is None:
+            value = secateur.block_benefit(network, opened.model, samples)
+        else:
+            scores = secateur.score(network, opened.model, criterion, samples or None, seed=self.seed)
+            value = secateur.branch_scores(network, scores)
+        named = {name for p in self.branches for name in fnmatch.filter(value, p)}
+        others = sorted((n for n in fnmatch.filter(value, pattern) if n not in named), key=lambda n: value[n])
+        if not 0 < count <= len(others):
+            raise InputError(f"{count} residual branches cannot be dropped: {self.model} has {len(others)} that can go")
+        return (*self.branches, *others[:count])
 
     def _latency(self, opened: Opened, network: Network) -> Budget | None:
         """Returns the latency budget, after measuring the table unless its file holds it."""
@@ -199,18 +248,23 @@ class Prune:
         table = LatencyTable.measure(network, opened.model, opened.inputs, file=self.latency_table)
         return table.within(fraction=self.latency)
 
-    def _batches(self, opened: Opened) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns calibration images as the model takes them; its classes must be those of the data."""
+    def _batches(self, opened: Opened) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Returns calibration images as the model takes them, by domain if these are combined, else all under one key.
+
+        The model's classes must be those of the data.
+        """
         from secateur.data import DataConfig, load_split
-        from secateur.training import calibration_batches, logits_of
+        from secateur.training import calibration_batches, calibration_by_domain, logits_of
 
         config = DataConfig(
             unseen=self.unseen, seed=self.seed, image_size=opened.inputs.shape[-1], mean=opened.mean, std=opened.std
         )
         split = load_split(str(self.data), config)
-        batches = calibration_batches(
-            split, batches=self.calibration_batches, batch_size=self.batch_size, seed=self.seed
-        )
+        how: dict[str, Any] = {
+            "batches": self.calibration_batches,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
         with torch.inference_mode():
             num_classes = logits_of(opened.model(opened.inputs)).shape[-1]
         if num_classes != split.num_classes:
@@ -218,7 +272,9 @@ class Prune:
                 f"{self.model} tells {num_classes} classes apart, {self.data} has {split.num_classes}: pass a model "
                 f"trained on these data, or --num-classes {split.num_classes} for a fresh head"
             )
-        return batches
+        if self.combine is not None:
+            return calibration_by_domain(split, **how)
+        return {"all": calibration_batches(split, **how)}
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def describe_plan(plan: Plan) -> RenderableType:
             _runs([r.after for r in members]),
         )
         widths.add_row(*map(escape, cells))
-    return Stack(summary, widths, *(f"[yellow]note:[/yellow] {escape(note)}" for note in plan.notes))
+    dropped = [f"residual branches dropped: {escape(', '.join(plan.branches))}"] if plan.branches else []
+    return Stack(summary, widths, *dropped, *(f"[yellow]note:[/yellow] {escape(note)}" for note in plan.notes))
 
 
 def _grid(*columns: str, numbers: Sequence[int] = ()) -> Table:

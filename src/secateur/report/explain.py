@@ -30,6 +30,7 @@ def explain(network: Network) -> RenderableType:
         _layers(network, layout),
         "What goes with one channel of each group",
         *(Padding(escape(line), (0, 0, 0, indent), expand=False) for indent, line in _groups(network, layout)),
+        *_list("Residual branches: what goes when one is dropped", list(_branches(network))),
         *_list("What must keep equal widths", [text for _, text in layout.ties]),
         *_list("What stays, and why", [f"[{i}] {note}" for i, note in enumerate(layout.notes, 1)]),
         *unknown_operators(network),
@@ -82,6 +83,15 @@ def _groups(network: Network, layout: Layout) -> Iterator[tuple[int, str]]:
             yield 3, place
         if len(places) > _MOST_PLACES:
             yield 3, f"and {len(places) - _MOST_PLACES} more"
+
+
+def _branches(network: Network) -> Iterator[str]:
+    """Yields what residual branches cost, and why they stay if they do; those that are alike share a line."""
+    alike: dict[str, list[str]] = {}
+    for residual in network.residuals:
+        alike.setdefault(str(residual).removeprefix(residual.name), []).append(residual.name)
+    for text, names in alike.items():
+        yield from (f"{name}{times}{text}" for name, times in merged(names))
 
 
 def _list(title: str, lines: Sequence[str]) -> Iterator[RenderableType]:

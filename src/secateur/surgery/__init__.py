@@ -4,7 +4,7 @@ from secateur.surgery.branches import block_benefit, branch_scores, drop_branche
 from secateur.surgery.checkpoint import load, save
 from secateur.surgery.compensation import Compensation, compensate_
 from secateur.surgery.cutting import cut, cut_
-from secateur.surgery.prune import prune_
+from secateur.surgery.prune import prune_, prune_steps_
 from secateur.surgery.sources import ModelSource, build_model, source_of
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "drop_branches",
     "load",
     "prune_",
+    "prune_steps_",
     "save",
     "source_of",
 ]
