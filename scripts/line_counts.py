@@ -17,7 +17,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "secateur"
 CORE = ("graph", "allocation", "surgery")
-CORE_LINES, CORE_LIMIT, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 6050, 500, 60, 8
+CORE_LINES, CORE_LIMIT, FILE_LINES, FUNCTION_LINES, PARAMETERS = 2500, 6150, 500, 60, 8
 
 NOT_CODE = {
     tokenize.COMMENT,
@@ -31,8 +31,10 @@ NOT_CODE = {
 ALLOWED: dict[str, str] = {
     "core": "the operator rules alone are 950 lines (every operator that the models of docs/zoo.md use), following the "
     "sizes in a model's code 430, compensation 800, residual branches 450, budgets and presets 200, copies and outputs "
-    "without torch's slow ways 130, building and saving models of three libraries 250; next limit 6,050",
+    "without torch's slow ways 130, building and saving models of three libraries 250, steps 130; next limit 6,150",
     "allocation/allocate.py:allocate": "one flat request: every keyword is a line of the plan's request",
+    "surgery/prune.py:prune_": "one flat request: what score, drop_branches and cut_ take, and the rest to allocate",
+    "surgery/prune.py:prune_steps_": "as prune_, and the optimizer",
 }
 """What is over budget (as printed: `core`, `graph/rules.py` or `graph/rules.py:function`) and the reason for it."""
 

@@ -345,6 +345,33 @@ def test_branches_that_share_weights_stay() -> None:
     assert "share weights with others" in tied.reason
 
 
+class Scaled(nn.Module):
+    """A block that holds the scale of its branch itself."""
+
+    def __init__(self, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale * self.inner(x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_that_shares_what_it_holds_itself_is_not_taken_out_as_a_whole(shared: bool) -> None:
+    one = nn.Parameter(torch.rand(8))
+    blocks = [Scaled(one), Scaled(one if shared else nn.Parameter(torch.rand(8)))]
+    model = nn.Sequential(nn.Linear(8, 8), *blocks, nn.Linear(8, 3))
+    x = torch.randn(2, 8)
+    network = secateur.trace(model, x)
+    assert [b.module for b in network.blocks] == ([] if shared else ["1", "2"])
+    plan = depth_plan(network, model, [network.residuals[1].name])
+    pruned = secateur.cut(model, plan)
+    assert isinstance(pruned[2], Absent) != shared
+    torch.testing.assert_close(pruned(x), model[3](model[1](model[0](x))))
+    assert plan.params == sum(p.numel() for p in pruned.parameters())
+
+
 class Twice(nn.Module):
     """A branch whose result is the model's output as well."""
 

@@ -59,8 +59,8 @@ def _totals(records: Sequence[Record], deep: Sequence[Record], timm: Sequence[Re
         shares = [u for u in used if u is not None]
         near = sum(u >= 0.995 for u in shares)
         lines.append(
-            f"- a budget of half the {name}: used up to 99.5 % or more on {near} of {len(deep)} architectures, the least "
-            f"to {min(shares, default=0):.1%}, never exceeded; out of reach on {len(used) - len(shares)}"
+            f"- a budget of half the {name}: 99.5 % or more of it used on {near} of {len(deep)} architectures, "
+            f"at least {min(shares, default=0):.1%}, never exceeded; out of reach on {len(used) - len(shares)}"
         )
     lines.append(f"- parameters that stay for want of an operator rule: {unruled / max(1, total):.3%}")
     lines += [f"- **failed**: {r.library} {r.name}: {r.error}" for r in failed]
