@@ -121,10 +121,10 @@ def test_an_optimizer_goes_on_with_its_state() -> None:
 
 def test_a_model_pruned_in_steps_is_saved_and_loaded(tmp_path: Any) -> None:
     model = _vit()
-    for plan in secateur.prune_steps_(model, X, 3, macs=0.4, ratios={"head_dims": None}):
-        with torch.no_grad():
-            for p in model.parameters():
-                p += 0.01
+    *_, plan = secateur.prune_steps_(model, X, 3, macs=0.4, ratios={"head_dims": None})
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.01
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 5}
     secateur.save(model, plan, tmp_path / "m", source=secateur.ModelSource("timm", "vit_tiny_patch16_224", options))
     loaded = secateur.load(tmp_path / "m")
@@ -158,7 +158,7 @@ def test_bad_requests_are_told_before_anything_is_cut() -> None:
 
 
 def test_down_to_one_head_each() -> None:
-    """With a single head left, its dimensions look like those of any hidden layer; they are known again all the same."""
+    """With a single head left, its dimensions look like those of any hidden layer, and are known again all the same."""
     model = _vit()
     dense = copy.deepcopy(model)
     request: dict[str, Any] = {"ratio": 0.9, "ratios": {"head_dims": None}, "min_channels": 1, "scope": "local"}
