@@ -41,6 +41,7 @@ def test_sample_of_the_zoo(library: str, name: str) -> None:
     if entry.deep:
         assert record.params_left < record.params
         assert record.macs_counted in (None, record.macs_left)
+        assert all(used is None or 0.995 <= used <= 1 for used in (record.macs_used, record.params_used))
 
 
 def test_every_architecture_has_a_record() -> None:
@@ -54,5 +55,7 @@ def test_records_show_what_is_promised() -> None:
     assert len({r.family for r in deep if r.library == "timm"}) == 98
     assert len([r for r in deep if r.library == "transformers"]) >= 40
     assert [r.name for r in RECORDS if r.error] == []
+    used = [u for r in deep for u in (r.macs_used, r.params_used) if u is not None]
+    assert len(used) > 1.9 * len(deep) and 0.995 <= min(used) <= max(used) <= 1
     stuck = sum(r.without_rule * r.params for r in RECORDS)
     assert stuck < 0.03 * sum(r.params for r in RECORDS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,6 +26,7 @@ BY_DOMAIN = (
     *(f"hessian {way}" for way in ("mean", "worst", "mean_minus_spread")),
 )
 """Criteria whose scores of the source domains are combined in this way; with narrower heads, ranked globally."""
+LIBRARIES = ["secateur", "torch-pruning"]
 SCOPES = ("local", "global", "isomorphic", "cost")
 
 
@@ -33,11 +34,17 @@ Wanted = tuple[Setting, float]
 """A setting and a budget, as a fraction of the dense model's MACs."""
 
 
-def missing(records: Sequence[Record], unit: Unit, wanted: Sequence[Wanted], *, tune: bool, first: bool) -> Task:
-    """Returns what is still to be measured of a unit; what depends on no seed only under the first."""
+def missing(
+    records: Sequence[Record], unit: Unit, wanted: Sequence[Wanted], *, tune: bool, first: bool
+) -> Iterator[Task]:
+    """Yields what is still to be measured of a unit, a criterion at a time; what depends on no seed under the first."""
     done = {r.key for r in records if not tune or r.tuned_test is not None or r.error}
-    wanted = [(Setting("dense", "dense", ""), 1.0), *wanted]
-    return unit, [(s, b) for s, b in wanted if (unit, s, b) not in done and (tune or first or s.is_drawn)], tune
+    parts: dict[tuple[str, str], list[Wanted]] = {}
+    for setting, budget in [(Setting("dense", "dense", ""), 1.0), *wanted]:
+        if (unit, setting, budget) not in done and (tune or first or setting.is_drawn):
+            parts.setdefault((setting.library, setting.criterion), []).append((setting, budget))
+    for part in parts.values():
+        yield unit, part, tune
 
 
 def one_shot(criteria: Sequence[str], scopes: Sequence[str], attentions: Sequence[str]) -> list[Wanted]:
@@ -74,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=CRITERIA)
     parser.add_argument("--scopes", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES)
     parser.add_argument("--attention", nargs="+", default=["heads", "dims"], choices=["heads", "dims"])
     parser.add_argument("--only", nargs="+", default=["oneshot", "tune"], choices=["oneshot", "tune"])
     parser.add_argument("--workers", type=int, default=2)
@@ -83,14 +91,17 @@ def main() -> None:
     units = [Unit(m, d, s) for s in args.seeds for d in args.domains for m in args.models]
     for stage in args.only:
         known = read(path)
-        every = one_shot(args.criteria, args.scopes, args.attention)
+        every = [w for w in one_shot(args.criteria, args.scopes, args.attention) if w[0].library in args.libraries]
         wanted = {m: every if stage == "oneshot" else to_tune(known, m) for m in args.models}
-        tasks = [missing(known, u, wanted[u.model], tune=stage == "tune", first=u.seed == args.seeds[0]) for u in units]
-        tasks = [t for t in tasks if t[1]]
-        with get_context("spawn").Pool(args.workers, maxtasksperchild=1) as pool:
+        tasks = [
+            task
+            for u in units
+            for task in missing(known, u, wanted[u.model], tune=stage == "tune", first=u.seed == args.seeds[0])
+        ]
+        with get_context("spawn").Pool(args.workers, maxtasksperchild=20) as pool:
             for number, records in enumerate(pool.imap_unordered(work, tasks), 1):
                 append(path, records)
-                print(f"{stage}: {number} of {len(tasks)} units, {records[0].unit}", flush=True)
+                print(f"{stage}: {number} of {len(tasks)}, {records[0].unit}, {records[0].setting}", flush=True)
     records = read(path)
     (args.out / "accuracy-table.md").write_text("\n".join([f"# {__doc__}".rstrip(), *table(records)]) + "\n")
     figure(records, args.out / "accuracy.png")

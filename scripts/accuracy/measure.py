@@ -108,11 +108,11 @@ def measure(bench: Bench, settings: Sequence[Setting], budgets: Sequence[float],
 
 
 Task = tuple[Unit, list[tuple[Setting, float]], bool]
-"""A unit, what to measure of it, and whether to fine-tune."""
+"""A unit, some of what to measure of it, and whether to fine-tune."""
 
 
 def work(task: Task) -> list[Record]:
-    """Makes the measurements of one unit."""
+    """Makes some of the measurements of one unit."""
     unit, wanted, tune = task
     bench = Bench(unit)
     records: list[Record] = []

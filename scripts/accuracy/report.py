@@ -47,8 +47,13 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, float], dict[Setting, 
 
 
 def best_setting(rows: dict[Setting, list[Record]], chosen: Callable[[Setting], bool]) -> Setting | None:
-    """Returns the setting of the best accuracy on the *source* domains after one shot: never chosen by the unseen."""
-    scored = {s: mean_and_error(r, COLUMNS["seen, one shot"]) for s, r in rows.items() if chosen(s)}
+    """Returns the setting of the best accuracy on the *source* domains after one shot: never chosen by the unseen.
+
+    A setting that was not measured with every unseen domain that others were is not compared.
+    """
+    domains = {r.unit.unseen for records in rows.values() for r in records}
+    complete = {s: r for s, r in rows.items() if chosen(s) and {one.unit.unseen for one in r} == domains}
+    scored = {s: mean_and_error(r, COLUMNS["seen, one shot"]) for s, r in complete.items()}
     known = {s: value[0] for s, value in scored.items() if value is not None}
     return max(known, key=lambda s: known[s]) if known else None
 
