@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy hessian ranking clean
+.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy latency hessian ranking clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ peer: $(READY)  ## prune a member of every timm family with both libraries (an h
 
 accuracy: $(READY)  ## accuracy at equal MACs beside Torch-Pruning (hours; goes on where it stopped)
 	cd scripts && OMP_NUM_THREADS=1 ../$(BIN)/python -m accuracy
+
+latency: $(READY)  ## latency budgets asked for and measured; wants a quiet machine
+	$(BIN)/python scripts/latency_budgets.py --write docs/latency-table.md
 
 hessian: $(READY)  ## time of Hessian scores beside Torch-Pruning's example
 	$(BIN)/python scripts/hessian_speed.py
