@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy latency hessian ranking clean
+.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy latency loader hessian ranking clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ accuracy: $(READY)  ## accuracy at equal MACs beside Torch-Pruning (hours; goes 
 
 latency: $(READY)  ## latency budgets asked for and measured; wants a quiet machine
 	$(BIN)/python scripts/latency_budgets.py --write docs/latency-table.md
+
+loader: $(READY)  ## images per second of the loaders beside what a ViT consumes in fine-tuning
+	$(BIN)/python scripts/loader_rates.py
 
 hessian: $(READY)  ## time of Hessian scores beside Torch-Pruning's example
 	$(BIN)/python scripts/hessian_speed.py

@@ -12,7 +12,7 @@ import torch
 
 import secateur
 from secateur.cli import main
-from secateur.experiments import study
+from secateur.experiments import running
 from secateur.report import read_results
 
 TINY = ("vit_tiny_patch16_224", "--random-weights", "--img-size", "32")
@@ -172,8 +172,9 @@ def test_prune_by_domain_and_benefit(capsys: pytest.CaptureFixture[str], tmp_pat
     code, _, error = run(capsys, "prune", "vit_tiny_patch16_224", "--out", tmp_path / "p", *data, *options)
     assert code == 0, error
     assert len(json.loads((tmp_path / "p" / "plan.json").read_text())["branches"]) == 1
-    wrong = refused(capsys, "prune", "vit_tiny_patch16_224", "--out", tmp_path / "q", "--combine", "worst")
-    assert "--data" in wrong
+    common = ["prune", "vit_tiny_patch16_224", "--out", tmp_path / "q", "--combine", "worst"]
+    assert "--data" in refused(capsys, *common)
+    assert "nothing to --combine" in refused(capsys, *common, "--data", "digits-dg", "--criterion", "l1")
 
 
 def test_prune_by_a_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_demo_ends_in_table_results_and_figure(capsys: pytest.CaptureFixture[str
 
 
 def test_data_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = run(capsys, "data", "--out", tmp_path / "digits.png")
+    code, out, _ = run(capsys, "data", "picture", "--out", tmp_path / "digits.png")
     assert code == 0
     assert "digits.png" in out.replace("\n", "")
     assert (tmp_path / "digits.png").read_bytes()[:4] == b"\x89PNG"
@@ -317,7 +318,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
             raise secateur.PlanError("no such luck")
         return secateur.allocate(network, scores, **request)
 
-    monkeypatch.setattr(study, "allocate", allocate)
+    monkeypatch.setattr(running, "allocate", allocate)
     quick = ("--criteria", "l1", "l2", "--ratios", 0.5, "--epochs", 1)
     code, _, err = run(capsys, "demo", *quick, "--out", tmp_path / "run")
     assert code == 2
@@ -336,7 +337,7 @@ def test_a_crash_is_recorded_before_it_ends_the_study(tmp_path: Path, monkeypatc
     def finetune_(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr(study, "finetune_", finetune_)
+    monkeypatch.setattr(running, "finetune_", finetune_)
     with pytest.raises(ZeroDivisionError):
         main(["demo", "--out", str(tmp_path / "run")])
     (result,) = read_results(tmp_path / "run")

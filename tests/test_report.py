@@ -169,6 +169,15 @@ def test_every_model_has_a_section_of_its_own() -> None:
     assert shown.count(" dense   ") == 2
 
 
+def test_the_dense_baseline_stands_in_the_section_of_every_scope() -> None:
+    runs = [dataclasses.replace(dense(), scope="")]
+    runs += [dataclasses.replace(pruned("l1", 0.5, 70.0), scope=scope) for scope in ("global", "local")]
+    shown = text(runs)
+    assert shown.count(" dense   ") == 2 and shown.count(" l1 ") == 2
+    assert "; global scope, seed 0" in " ".join(shown.split()) and "; local scope, seed 0" in " ".join(shown.split())
+    assert "unseen sketch; seed 0" in text(runs[:1], 120)
+
+
 def test_table_says_that_pooled_domains_are_no_domain_generalisation() -> None:
     pooled = [dataclasses.replace(run, unseen=None, protocol="pooled") for run in study()]
     assert "not domain generalisation" in " ".join(text(pooled).split())

@@ -1,4 +1,4 @@
-"""The command line: `secateur trace | prune | demo | report | data`."""
+"""The command line: `secateur trace | prune | demo | sweep | report | data`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, or 2 with one line on stderr for what the user can mend."""
     import tyro
 
-    from secateur.cli.commands import Data, Demo, Prune, Report, Trace
+    from secateur.cli.commands import Demo, Prune, Trace
+    from secateur.cli.data import Data
+    from secateur.cli.report import Report
+    from secateur.cli.sweep import Sweep
 
     command = tyro.cli(
         tyro.conf.FlagCreatePairsOff[
             Annotated[Trace, tyro.conf.subcommand("trace")]
             | Annotated[Prune, tyro.conf.subcommand("prune")]
             | Annotated[Demo, tyro.conf.subcommand("demo")]
+            | Annotated[Sweep, tyro.conf.subcommand("sweep")]
             | Annotated[Report, tyro.conf.subcommand("report")]
             | Annotated[Data, tyro.conf.subcommand("data")]
         ],

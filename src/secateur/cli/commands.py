@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
@@ -20,22 +20,19 @@ from tyro.conf import Positional, arg
 import secateur
 from secateur.allocation import Budget, Preset, find_preset
 from secateur.allocation.allocate import Scope
-from secateur.cli.models import Opened, is_saved, open_model
 from secateur.cost import LatencyTable
 from secateur.criteria import Criterion, find_criterion
 from secateur.errors import InputError
+from secateur.experiments.config import ATTENTION, Attention
+from secateur.experiments.models import Opened, is_saved, open_model
 from secateur.graph import Network
 from secateur.report import (
     check_drawing,
     describe,
     describe_plan,
     explain,
-    markdown,
-    read_results,
     save_drawing,
-    save_figure,
     table,
-    write_text,
 )
 
 ModelName = Annotated[
@@ -45,14 +42,6 @@ ModelName = Annotated[
         help="timm name; hf:NAME or a name with a slash (Hugging Face); torchvision:NAME; or a saved directory",
     ),
 ]
-
-
-ATTENTION: Mapping[str, Mapping[str, float | None]] = {
-    "heads": {},
-    "dims": {"heads": 0.0, "head_dims": None},
-    "both": {"head_dims": None},
-}
-"""What attention loses, as `ratios` of `secateur.allocate`."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,7 @@ class Prune:
     """Rank channels over the whole network, within each group, within each family, or by score per cost."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Other ratios for kinds, families or groups, as in: --ratios heads 0 head_dims 0.5"""
-    attention: Literal["heads", "dims", "both"] | None = None
+    attention: Attention | None = None
     """What attention loses: heads, dimensions of all heads, or both; default: dims with compensation, heads without."""
     preset: str | None = None
     """A setting of Isomorphic Pruning, such as deit-4.2g: chooses criterion, scope, ratios and branches, and the ratio
@@ -168,6 +157,8 @@ class Prune:
         criterion = find_criterion(preset.criterion if preset else self.criterion)
         if self.combine is not None and self.data is None:
             raise InputError("--combine is about the domains of calibration images: pass --data")
+        if self.combine is not None and not criterion.needs_batches:
+            raise InputError(f"criterion {criterion.name} looks at no images, so there is nothing to --combine")
         if criterion.needs_batches and self.data is None:
             raise InputError(f"criterion {criterion.name} needs images: pass --data digits-dg or a folder of domains")
         torch.manual_seed(self.seed)
@@ -187,7 +178,7 @@ class Prune:
             self.steps,
             criterion=criterion,
             batches=(samples if self.combine is None else batches) if criterion.needs_batches else None,
-            combine=self.combine if criterion.needs_batches else None,
+            combine=self.combine,
             branches=self._branches(network, opened, criterion, samples, preset),
             compensate=samples if samples and self.compensate else None,
             seed=self.seed,
@@ -212,7 +203,7 @@ class Prune:
             raise InputError(f"--preset {self.preset} chooses {', '.join(chosen)}: leave out either it or them")
         return find_preset(self.preset)
 
-    def _request(self, network: Network, attention: str, preset: Preset | None) -> dict[str, Any]:
+    def _request(self, network: Network, attention: Attention, preset: Preset | None) -> dict[str, Any]:
         """Returns how much goes from where; `attention` is what attention loses unless it was said."""
         budget = {"macs": self.macs, "params": self.params}
         if preset is not None:
@@ -330,40 +321,6 @@ class Demo:
         console.print(table(results), highlight=False)
         written = ", ".join(str(out / name) for name in (RESULTS, TABLE, FIGURE))
         console.print(f"{perf_counter() - start:.0f} s; wrote {written}", highlight=False, markup=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Show the table of finished runs again."""
-
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUNS")]
-    """Folders with a results.jsonl, or such files."""
-    out: Path | None = None
-    """Folder to write table.md and accuracy.png to."""
-
-    def __call__(self, console: Console) -> None:
-        """Prints the table of all runs together."""
-        if not self.runs:
-            raise InputError("name at least one folder of results")
-        results = [result for path in self.runs for result in read_results(path)]
-        console.print(table(results), highlight=False)
-        if self.out is not None:
-            save_figure(results, self.out / "accuracy.png")
-            write_text(self.out / "table.md", markdown(results))
-
-
-@dataclass(frozen=True)
-class Data:
-    """Write a picture of digits-dg: examples of every class in every domain."""
-
-    out: Path = Path("digits-dg.png")
-    """The PNG to write."""
-
-    def __call__(self, console: Console) -> None:
-        """Writes the contact sheet."""
-        from secateur.data import save_contact_sheet
-
-        console.print(f"wrote {save_contact_sheet(self.out)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _file_name(model: str) -> str:

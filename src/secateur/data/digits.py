@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secateur.data.protocol import DataConfig, Split, TensorImages, split_domains
+from secateur.data.protocol import Collection, DataConfig, Split, TensorImages, split_collection
 from secateur.errors import DataError
 
 SIZE = 32
@@ -49,6 +49,11 @@ def digits_dg(config: DataConfig) -> Split:
 
     Raises `InputError` for an unknown unseen domain, `DataError` if scikit-learn is not installed.
     """
+    return split_collection(collect_digits(config), config)
+
+
+def collect_digits(config: DataConfig) -> Collection:
+    """Returns all images of digits-dg as `config` presents them; raises `DataError` if scikit-learn is missing."""
     pixels, labels, domains = rendered_digits()
     mean = torch.tensor(config.mean or (0.5,) * 3).view(3, 1, 1)
     std = torch.tensor(config.std or (0.5,) * 3).view(3, 1, 1)
@@ -56,7 +61,7 @@ def digits_dg(config: DataConfig) -> Split:
     names = [DOMAINS[d] for d in domains]
     ids = [f"{name}/{label}/{source:04d}" for source, (name, label) in enumerate(zip(names, labels, strict=True))]
     everything = TensorImages(images, torch.tensor(labels), ids, names, size=config.image_size or SIZE)
-    return split_domains(everything, CLASSES, config, default_unseen=DEFAULT_UNSEEN)
+    return Collection("digits-dg", everything, CLASSES, default_unseen=DEFAULT_UNSEEN)
 
 
 @lru_cache(maxsize=1)

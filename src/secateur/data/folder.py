@@ -1,7 +1,11 @@
-"""Images in folders `root/domain/class/*.jpg`: the layout of PACS, VLCS, Office-Home, TerraIncognita and DomainNet."""
+"""Images in folders `root/domain/class/*.jpg`: the layout of PACS, VLCS, Office-Home, TerraIncognita and DomainNet.
+
+A folder that `secateur data prepare` wrote has a manifest, which it is compared with.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,18 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.data.protocol import DataConfig, LabelledImages, Split, split_domains
+from secateur.data.manifest import JOURNAL, MANIFEST, Manifest
+from secateur.data.pictures import Pictures, cached
+from secateur.data.protocol import Collection, DataConfig, Split, split_collection
 from secateur.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGE_SIZE = 224
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-_CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _LISTED = 50
 """How many problems an error spells out; the rest it counts."""
 
@@ -31,18 +34,24 @@ _LISTED = 50
 def domain_folder(root: str | Path, config: DataConfig) -> Split:
     """Returns the images under `root/domain/class/` split as `config` asks.
 
-    Domains and classes are the sorted names of the folders. Images are decoded when they are asked for and resized
-    straight to `config.image_size` squared (default 224), normalised with ImageNet's mean and standard deviation
-    unless configured. Train images are augmented if `config.augment` the way DomainBed does it: a random crop of 70 to
-    100 % of the area, a flip, colour jitter of 0.3, grey once in ten.
+    Domains and classes are the sorted names of the folders; for the images see `Pictures`.
 
     Raises `DataError` naming every problem at once: no such folder, fewer than two domains, empty domains and classes,
-    classes missing in a domain, files that are no images, and, if `config.verify`, images that cannot be decoded.
-    Raises `InputError` for an unknown unseen domain.
+    classes missing in a domain, files that are no images, a folder that differs from its manifest, and, if
+    `config.verify`, images that cannot be decoded or have another checksum. Raises `InputError` for an unknown unseen
+    domain.
     """
+    return split_collection(collect_folder(root, config), config)
+
+
+def collect_folder(root: str | Path, config: DataConfig) -> Collection:
+    """Returns all images under `root/domain/class/`; raises as `domain_folder` does."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"no data set at {root}: expected a folder holding one folder per domain")
+    manifest = Manifest.read(root) if (root / MANIFEST).exists() else None
+    if manifest is None and (root / JOURNAL).exists():
+        raise DataError(f"the preparation of {root} was not finished; run the same `secateur data prepare` again")
     files, problems = _listing(root)
     if config.unseen is not None and config.unseen not in files:
         unknown = unknown_name("domain", config.unseen, files)
@@ -50,39 +59,43 @@ def domain_folder(root: str | Path, config: DataConfig) -> Split:
             raise unknown
         problems.append(str(unknown))
     paths = [p for classes in files.values() for images in classes.values() for p in images]
+    ids = [p.relative_to(root).as_posix() for p in paths]
+    if manifest is not None:
+        problems += [f"in the manifest, but missing: {i}" for i in sorted(manifest.images.keys() - set(ids))]
+        problems += [f"not in the manifest: {i}" for i in sorted(set(ids) - manifest.images.keys())]
     if config.verify:
-        problems += _unreadable(paths)
+        problems += complaints(lambda path: check_file(path, root, manifest), paths)
     if problems:
-        raise _error(root, problems)
+        raise problem_error(f"the data set at {root}", problems)
     classes = tuple(sorted({name for domain in files.values() for name in domain}))
-    labels = torch.tensor([classes.index(p.parent.name) for p in paths], dtype=torch.int64)
-    everything = FolderImages(root, [p.relative_to(root).as_posix() for p in paths], labels, config)
-    return split_domains(everything, classes, config)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([numbers[p.parent.name] for p in paths], dtype=torch.int64)
+    images = FolderImages(root, ids, labels, config)
+    return Collection(
+        name=manifest.benchmark if manifest else root.resolve().name,
+        images=cached(images) if config.cache else images,
+        classes=classes,
+        official=manifest is not None and manifest.official,
+        hashes=tuple(manifest.images[i].sha256 for i in ids) if manifest else None,
+    )
 
 
-class FolderImages(LabelledImages):
+class FolderImages(Pictures):
     """Image files under one root, decoded when asked for; the id of an image is its path below the root."""
 
     def __init__(
         self, root: Path, ids: Sequence[str], labels: Tensor, config: DataConfig, *, augmented: bool = False
     ) -> None:
         """Takes ids of the form `domain/class/file` and their labels (int64, N)."""
+        super().__init__(ids, labels, config, augmented=augmented)
         self.root = root
-        self.ids = tuple(ids)
-        self.labels = labels
-        self.domains = tuple(i.split("/", 1)[0] for i in self.ids)
-        self.config = config
-        self.augmented = augmented
-        self._transform = _augmenting(config) if augmented else _resizing(config)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns the image and its label; raises `DataError` if the file cannot be decoded."""
+    def picture(self, index: int) -> Image:
         path = self.root / self.ids[index]
         try:
-            image = _decoded(path)
-        except _undecodable() as error:
+            return _decoded(path)
+        except undecodable() as error:
             raise DataError(f"cannot read image {path}: {error}") from error
-        return self._transform(image), int(self.labels[index])
 
     def take(self, indices: Sequence[int] | NDArray[np.int64], *, augmented: bool = False) -> Self:
         index = np.asarray(indices, dtype=np.int64)
@@ -90,32 +103,17 @@ class FolderImages(LabelledImages):
         return type(self)(self.root, ids, self.labels[torch.from_numpy(index)], self.config, augmented=augmented)
 
 
-# --- transforms -------------------------------------------------------------------------------------------------
-
-
-def _resizing(config: DataConfig) -> Callable[[Image], Tensor]:
-    from torchvision.transforms import v2
-
-    size = config.image_size or IMAGE_SIZE
-    return v2.Compose([v2.Resize((size, size), antialias=True), *_normalising(config)])
-
-
-def _augmenting(config: DataConfig) -> Callable[[Image], Tensor]:
-    from torchvision.transforms import v2
-
-    crop = v2.RandomResizedCrop(config.image_size or IMAGE_SIZE, scale=(0.7, 1.0), antialias=True)
-    jitter = v2.ColorJitter(0.3, 0.3, 0.3, 0.3)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.1), *_normalising(config)])
-
-
-def _normalising(config: DataConfig) -> list[Callable[..., Tensor]]:
-    from torchvision.transforms import v2
-
-    mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-
-
 # --- reading and checking ---------------------------------------------------------------------------------------
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder is what operating systems leave behind: hidden files, caches of thumbnails."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by the end of its name."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _listing(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
@@ -127,9 +125,9 @@ def _listing(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
         for folder in _folders(domain):
             classes[folder.name] = []
             for path in sorted(folder.iterdir()):
-                if path.name.startswith(".") or path.name.lower() in _CLUTTER:
+                if is_clutter(path.name):
                     continue
-                if path.is_file() and path.suffix.lower() in SUFFIXES:
+                if path.is_file() and is_image(path.name):
                     classes[folder.name].append(path)
                 else:
                     problems.append(f"not an image file: {path}")
@@ -137,35 +135,51 @@ def _listing(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
     if len(files) < 2:
         found = ", ".join(files) or "none"
         problems.append(f"at least two domains (folders of class folders) are needed, found {found}")
-    known = {name for classes in files.values() for name, images in classes.items() if images}
-    for name, classes in files.items():
-        held = {c for c, images in classes.items() if images}
-        if not held:
-            problems.append(f"domain {name!r} holds no images")
-        elif missing := sorted(known - held):
-            problems.append(f"domain {name!r} lacks images of {len(missing)} classes: {', '.join(missing)}")
+    held = {domain: {name for name, images in classes.items() if images} for domain, classes in files.items()}
+    problems += empty_problems(held)
+    known = {name for names in held.values() for name in names}
     empty = sorted({c for classes in files.values() for c in classes} - known)
     if known and empty:
         problems.append(f"classes without an image in any domain: {', '.join(empty)}")
     return files, problems
 
 
+def empty_problems(held: dict[str, set[str]]) -> list[str]:
+    """Returns complaints about domains without images, and about classes that only some domains have images of.
+
+    `held` are the classes that each domain holds images of.
+    """
+    known = {name for names in held.values() for name in names}
+    problems: list[str] = []
+    for domain, names in held.items():
+        if not names:
+            problems.append(f"domain {domain!r} holds no images")
+        elif missing := sorted(known - names):
+            problems.append(f"domain {domain!r} lacks images of {len(missing)} classes: {', '.join(missing)}")
+    return problems
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_clutter(p.name))
 
 
-def _unreadable(paths: Sequence[Path]) -> list[str]:
-    """Returns a complaint for every file that cannot be decoded from beginning to end."""
-
-    def complaint(path: Path) -> str | None:
-        try:
-            _decoded(path)
-        except _undecodable() as error:
-            return f"cannot read image {path}: {error}"
-        return None
-
+def complaints(check: Callable[[Path], str | None], paths: Sequence[Path]) -> list[str]:
+    """Returns what `check` has to say about the files, asked by one thread per core."""
     with ThreadPoolExecutor() as pool:
-        return [found for found in pool.map(complaint, paths) if found]
+        return [found for found in pool.map(check, paths) if found]
+
+
+def check_file(path: Path, root: Path, manifest: Manifest | None) -> str | None:
+    """Returns a complaint if a file cannot be decoded from beginning to end or is not what the manifest says."""
+    try:
+        _decoded(path)
+    except undecodable() as error:
+        return f"cannot read image {path}: {error}"
+    if manifest is not None and (known := manifest.images.get(path.relative_to(root).as_posix())):
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != known.sha256:
+            return f"{path} was changed: its SHA-256 is {found}, in the manifest {known.sha256}"
+    return None
 
 
 def _decoded(path: Path) -> Image:
@@ -175,14 +189,15 @@ def _decoded(path: Path) -> Image:
         return image.convert("RGB")
 
 
-def _undecodable() -> tuple[type[Exception], ...]:
+def undecodable() -> tuple[type[Exception], ...]:
     """Returns what Pillow raises on files that are truncated, forged or no images at all."""
     from PIL import Image
 
     return (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def _error(root: Path, problems: list[str]) -> DataError:
+def problem_error(what: str, problems: Sequence[str], hint: str = "") -> DataError:
+    """Returns one error that names the problems, the first fifty of them word for word."""
     listed = "".join(f"\n  - {problem}" for problem in problems[:_LISTED])
     more = f"\n  … and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    return DataError(f"{len(problems)} problem(s) with the data set at {root}:{listed}{more}")
+    return DataError(f"{len(problems)} problem(s) with {what}{hint}:{listed}{more}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, field
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -16,41 +17,68 @@ from torch.utils.data import Dataset
 
 from secateur.errors import DataError, InputError, unknown_name
 
-SplitName = Literal["leave_one_out", "iid_pooled"]
+SplitName = Literal["leave_one_out", "domainbed", "iid_pooled", "paper", "official", "within_train"]
 LEAVE_ONE_OUT = "leave-one-domain-out"
+DOMAINBED = "leave-one-domain-out, DomainBed's hold-outs"
 IID_POOLED = "i.i.d. hold-out of pooled domains (not domain generalisation)"
+PAPER = ", as in arXiv 2504.04196"
+OFFICIAL = "official test part (not domain generalisation)"
+WITHIN_TRAIN = "80/10/10 % of the official training part (not domain generalisation)"
+
+TRAINING_DOMAIN = "training-domain validation"
+CROSS_VALIDATION = "leave-one-domain-out cross-validation"
+ORACLE = "oracle: looks at the unseen domain"
+"""How a checkpoint or a hyper-parameter was chosen: the labels to print beside any accuracy."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How a data set is split and presented.
 
-    `split`: `leave_one_out` trains and validates on all domains but `unseen` and tests on all of `unseen`;
-    `iid_pooled` pools the domains and holds out 17 % for validation and 10 % for testing, which measures no domain
-    generalisation. `val_fraction` is the share of the source domains held out in `leave_one_out`. `seed` chooses the
-    hold-out. `image_size` in pixels, `mean` and `std` per channel (of values in 0..1): None is the data set's own.
-    `augment` says whether training images are augmented; `verify` decodes every image file before use.
+    `split`:
+
+    - `leave_one_out` trains and validates on all domains but `unseen` and tests on all of `unseen`; the hold-out is
+      stratified by domain and class;
+    - `domainbed` is DomainBed's (arXiv 2007.01434): every domain is shuffled and cut into 20 and 80 % image for image
+      as DomainBed does it for the trial `seed`, trained on the 80 % of the sources, validated on their 20 %, tested on
+      the 80 % of `unseen`; its 20 % are the part `oracle`;
+    - `iid_pooled` pools the domains and holds out 17 % for validation and 10 % for testing, which measures no domain
+      generalisation;
+    - `paper` is what arXiv 2504.04196 did, as far as its figures tell: Office-Home with Clipart unseen, PACS pooled
+      with 1,725 images for validation and 987 for testing; only for these two, prepared;
+    - `official`, for sets with an official test part (CIFAR-10, Tiny ImageNet): tested on that, validated on a
+      hold-out of the training part; `within_train` uses the training part alone, 80/10/10 %, stratified by class.
+
+    `val_fraction` is the share held out in `leave_one_out` and `domainbed` (None: 0.2) and in `official` (None: 0.1).
+    `seed` chooses the hold-out. `image_size` in pixels, `mean` and `std` per channel (of values in 0..1): None is the
+    data set's own. `augment` says whether training images are augmented; `verify` decodes every image file before use,
+    and compares it with its checksum where there is a manifest. `cache` keeps all images decoded in memory, resized
+    once (3 x `image_size` squared bytes each). `domain_column` names the domain in a Hugging Face data set.
     """
 
     unseen: str | None = None
     split: SplitName = "leave_one_out"
     seed: int = 0
-    val_fraction: float = 0.2
+    val_fraction: float | None = None
     image_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     augment: bool = True
     verify: bool = False
+    cache: bool = False
+    domain_column: str = "domain"
 
     def __post_init__(self) -> None:
         """Raises `InputError` for values that no data set could use."""
-        if self.split not in ("leave_one_out", "iid_pooled"):
-            raise unknown_name("split", str(self.split), ("leave_one_out", "iid_pooled"))
-        if self.split == "iid_pooled" and self.unseen is not None:
-            raise InputError(f"split 'iid_pooled' has no unseen domain, but unseen={self.unseen!r} was given; drop one")
+        if self.split not in get_args(SplitName):
+            raise unknown_name("split", str(self.split), get_args(SplitName))
+        if self.split in ("iid_pooled", "official", "within_train") and self.unseen is not None:
+            raise InputError(
+                f"split {self.split!r} has no unseen domain, but unseen={self.unseen!r} was given; drop one"
+            )
         if self.seed < 0:
             raise InputError(f"seed must not be negative, found {self.seed}")
-        if not 0.0 < self.val_fraction < 1.0:
+        if self.val_fraction is not None and not 0.0 < self.val_fraction < 1.0:
             raise InputError(f"val_fraction must lie between 0 and 1, found {self.val_fraction}")
         if self.image_size is not None and self.image_size < 1:
             raise InputError(f"image_size must be at least 1 pixel, found {self.image_size}")
@@ -132,11 +160,47 @@ def _shifted(image: Tensor, reach: int = 2) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Collection:
+    """All images of a data set before it is split; `official` says that its domains are official parts (train, test).
+
+    `hashes` are the SHA-256 of the image files, in the order of `images`, where they are known (from a manifest).
+    `default_unseen` is the domain to leave out if none is named.
+    """
+
+    name: str
+    images: LabelledImages
+    classes: tuple[str, ...]
+    default_unseen: str | None = None
+    official: bool = False
+    hashes: tuple[str, ...] | None = None
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the ids, sorted, each with the hash of its file where that is known."""
+        return content_checksum(dict(zip(self.images.ids, self.hashes or [""] * len(self.images), strict=True)))
+
+
+def content_checksum(hashes: dict[str, str]) -> str:
+    """Returns the SHA-256 over ids and the hashes of their files, whatever their order."""
+    digest = hashlib.sha256()
+    for key in sorted(hashes):
+        digest.update(f"{key}\0{hashes[key]}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class Split:
     """Train, validation and test images, and what was done to tell them apart.
 
     `domains` are the sources, which train and val come from; `unseen` is the domain that test consists of, or None
-    where there is none. `protocol` is the label to print beside any accuracy measured on this split.
+    where there is none. `protocol` and `selection` are the labels to print beside any accuracy measured on this split.
+
+    `oracle` is a part of the unseen domain that is neither trained nor tested on, for selection by an oracle only
+    (label `ORACLE`); DomainBed's oracle compares the last checkpoints of runs on it, never epochs of one run. Nothing
+    in this package reads it unasked. `duplicates` lists images with the same content that lie in different parts.
+    `data`, `checksum` and `seed` say what was split.
+
+    Raises `DataError` if an image of the unseen domain is in train or val.
     """
 
     train: LabelledImages
@@ -146,6 +210,19 @@ class Split:
     domains: tuple[str, ...]
     unseen: str | None
     protocol: str
+    selection: str = TRAINING_DOMAIN
+    oracle: LabelledImages | None = None
+    duplicates: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    data: str = ""
+    checksum: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Holds every split, however it was made, to what domain generalisation means."""
+        for name, part in (("train", self.train), ("val", self.val)):
+            if self.unseen is not None and self.unseen in part.domains:
+                found = part.ids[part.domains.index(self.unseen)]
+                raise DataError(f"the {name} part holds {found}, an image of the unseen domain {self.unseen!r}")
 
     @property
     def num_classes(self) -> int:
@@ -160,44 +237,156 @@ class Split:
     def __str__(self) -> str:
         unseen = f", unseen {self.unseen}" if self.unseen else ""
         counts = f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test images"
-        return f"{counts} of {self.num_classes} classes; {self.protocol}; sources {', '.join(self.domains)}{unseen}"
+        twice = f"; {len(self.duplicates)} images are in more than one part" if self.duplicates else ""
+        sources = f"sources {', '.join(self.domains)}{unseen}"
+        return f"{counts} of {self.num_classes} classes; {self.protocol}; {self.selection}; {sources}{twice}"
 
 
-def split_domains(
-    everything: LabelledImages, classes: tuple[str, ...], config: DataConfig, *, default_unseen: str | None = None
-) -> Split:
-    """Returns `everything` split as `config` asks, stratified by domain and class.
+Indices = NDArray[np.int64]
 
-    Raises `InputError` if the unseen domain is not named or not known, `DataError` if a part would be empty.
+
+def split_collection(collection: Collection, config: DataConfig) -> Split:
+    """Returns a collection split as `config` asks.
+
+    Raises `InputError` if the unseen domain is not named or not known, or the collection is not of the kind that the
+    split is for, `DataError` if a part would be empty.
     """
-    domains = tuple(sorted(set(everything.domains)))
-    cells = np.array([f"{d}/{c:06d}" for d, c in zip(everything.domains, everything.labels.tolist(), strict=True)])
+    if config.split == "paper":
+        return _as_in_the_paper(collection, config)
+    if collection.official != (config.split in ("official", "within_train")):
+        has, fitting = ("official parts", "official") if collection.official else ("domains", "leave_one_out")
+        raise InputError(f"{collection.name} has {has}: split {config.split!r} is not for it, {fitting!r} is")
+    images = collection.images
+    if config.split == "official":
+        return _parts(collection, config, _official(images, config), None, OFFICIAL)
+    if config.split == "within_train":
+        return _parts(collection, config, _within_train(images, config.seed), None, WITHIN_TRAIN)
     if config.split == "iid_pooled":
-        rest, test = hold_out(np.arange(len(cells)), cells, 0.10, config.seed)
-        train, val = hold_out(rest, cells, 0.17 / 0.90, config.seed)
-        unseen, sources, protocol = None, domains, IID_POOLED
-    else:
-        unseen = config.unseen or default_unseen
-        if unseen is None:
-            raise InputError(f"name the domain to leave out: unseen must be one of {', '.join(domains)}")
-        if unseen not in domains:
-            raise unknown_name("domain", unseen, domains)
-        is_unseen = np.array([d == unseen for d in everything.domains])
-        test = np.flatnonzero(is_unseen)
-        train, val = hold_out(np.flatnonzero(~is_unseen), cells, config.val_fraction, config.seed)
-        sources, protocol = tuple(d for d in domains if d != unseen), LEAVE_ONE_OUT
-    for name, part in (("train", train), ("val", val), ("test", test)):
+        return _parts(collection, config, _pooled(images, config.seed, (0.17, 0.10)), None, IID_POOLED)
+    unseen = _unseen(collection, config)
+    if config.split == "domainbed":
+        return _parts(collection, config, _domainbed(images, unseen, config), unseen, DOMAINBED)
+    return _parts(collection, config, _left_out(images, unseen, config), unseen, LEAVE_ONE_OUT)
+
+
+def _as_in_the_paper(collection: Collection, config: DataConfig) -> Split:
+    """Returns the split of arXiv 2504.04196 for PACS or Office-Home."""
+    images, seed, unseen = collection.images, config.seed, {"pacs": None, "office_home": "Clipart"}
+    if collection.name not in unseen:
+        raise InputError(
+            "split 'paper' is for pacs and office_home as `secateur data prepare` writes them, not for "
+            f"{collection.name}; choose another split"
+        )
+    left_out = unseen[collection.name]
+    if config.unseen not in (None, left_out):
+        raise InputError(
+            f"split 'paper' leaves out {left_out or 'no domain'} of {collection.name}, but unseen={config.unseen!r} "
+            "was given; drop one"
+        )
+    if left_out is None:
+        return _parts(collection, config, _pooled(images, seed, (1725 / 9991, 987 / 9991)), None, IID_POOLED + PAPER)
+    return _parts(collection, config, _left_out(images, left_out, config), left_out, LEAVE_ONE_OUT + PAPER)
+
+
+def _parts(
+    collection: Collection, config: DataConfig, parts: dict[str, Indices], unseen: str | None, protocol: str
+) -> Split:
+    """Returns the split with the images of `collection` at the indices in `parts`."""
+    for name, part in parts.items():
         if part.size == 0:
-            raise DataError(f"the {name} part would be empty: {len(cells)} images are too few for {protocol}")
+            total = len(collection.images)
+            raise DataError(f"the {name} part would be empty: {total} images are too few for {protocol}")
+    images = collection.images
+    sources = tuple(sorted({images.domains[i] for i in parts["train"]} | {images.domains[i] for i in parts["val"]}))
     return Split(
-        train=everything.take(train, augmented=config.augment),
-        val=everything.take(val),
-        test=everything.take(test),
-        classes=classes,
+        train=images.take(parts["train"], augmented=config.augment),
+        val=images.take(parts["val"]),
+        test=images.take(parts["test"]),
+        classes=collection.classes,
         domains=sources,
         unseen=unseen,
         protocol=protocol,
+        oracle=images.take(parts["oracle"]) if "oracle" in parts else None,
+        duplicates=_shared(collection, parts),
+        data=collection.name,
+        checksum=collection.checksum,
+        seed=config.seed,
     )
+
+
+def _unseen(collection: Collection, config: DataConfig) -> str:
+    domains = sorted(set(collection.images.domains))
+    unseen = config.unseen or collection.default_unseen
+    if unseen is None:
+        raise InputError(f"name the domain to leave out: unseen must be one of {', '.join(domains)}")
+    if unseen not in domains:
+        raise unknown_name("domain", unseen, domains)
+    return unseen
+
+
+def _cells(images: LabelledImages) -> NDArray[np.str_]:
+    """Returns the cell, domain and class, of every image."""
+    return np.array([f"{d}/{c:06d}" for d, c in zip(images.domains, images.labels.tolist(), strict=True)])
+
+
+def _left_out(images: LabelledImages, unseen: str, config: DataConfig) -> dict[str, Indices]:
+    is_unseen = np.array([d == unseen for d in images.domains])
+    train, val = hold_out(np.flatnonzero(~is_unseen), _cells(images), config.val_fraction or 0.2, config.seed)
+    return {"train": train, "val": val, "test": np.flatnonzero(is_unseen)}
+
+
+def _pooled(images: LabelledImages, seed: int, shares: tuple[float, float]) -> dict[str, Indices]:
+    """Returns train, val and test stratified by domain and class; `shares` are those of val and test in all images."""
+    cells = _cells(images)
+    rest, test = hold_out(np.arange(len(images)), cells, shares[1], seed)
+    train, val = hold_out(rest, cells, shares[0] / (1.0 - shares[1]), seed)
+    return {"train": train, "val": val, "test": test}
+
+
+def _official(images: LabelledImages, config: DataConfig) -> dict[str, Indices]:
+    is_train = np.array([d == "train" for d in images.domains])
+    train, val = hold_out(np.flatnonzero(is_train), _cells(images), config.val_fraction or 0.1, config.seed)
+    return {"train": train, "val": val, "test": np.flatnonzero(~is_train)}
+
+
+def _within_train(images: LabelledImages, seed: int) -> dict[str, Indices]:
+    cells = _cells(images)
+    given = np.flatnonzero([d == "train" for d in images.domains])
+    rest, test = hold_out(given, cells, 0.1, seed)
+    train, val = hold_out(rest, cells, 0.1 / 0.9, seed)
+    return {"train": train, "val": val, "test": test}
+
+
+def _domainbed(images: LabelledImages, unseen: str, config: DataConfig) -> dict[str, Indices]:
+    """Returns DomainBed's parts, image for image the same for folders with the same file names.
+
+    Domains are numbered and images ordered by name. The permutation of domain d in trial t comes from numpy's legacy
+    generator seeded with MD5("(t, d)") mod 2^31; its first int(n * 0.2) images are the hold-out.
+    """
+    share = config.val_fraction or 0.2
+    parts: dict[str, list[int]] = {"train": [], "val": [], "test": [], "oracle": []}
+    for number, domain in enumerate(sorted(set(images.domains))):
+        order = [i for i, its in enumerate(images.domains) if its == domain]
+        seed = int(hashlib.md5(str((config.seed, number)).encode()).hexdigest(), 16) % 2**31
+        keys = list(range(len(order)))
+        np.random.RandomState(seed).shuffle(keys)
+        held = int(len(order) * share)
+        inside, outside = ("test", "oracle") if domain == unseen else ("train", "val")
+        parts[outside] += [order[k] for k in keys[:held]]
+        parts[inside] += [order[k] for k in keys[held:]]
+    return {name: np.sort(np.array(part, dtype=np.int64)) for name, part in parts.items()}
+
+
+def _shared(collection: Collection, parts: dict[str, Indices]) -> tuple[tuple[str, ...], ...]:
+    """Returns the ids of images with equal content that lie in different parts, as far as hashes are known."""
+    if collection.hashes is None:
+        return ()
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, part in parts.items():
+        for i in part:
+            found.setdefault(collection.hashes[i], []).append((name, collection.images.ids[i]))
+    groups = (group for group in found.values() if len({name for name, _ in group}) > 1)
+    return tuple(sorted(tuple(sorted(i for _, i in group)) for group in groups))
 
 
 def hold_out(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import torch
@@ -81,7 +82,12 @@ def weights_file(name: str, unseen: str | None) -> str:
     return f"{name}-{unseen or 'pooled'}.safetensors"
 
 
-def _load_(model: nn.Module, name: str, unseen: str | None) -> None:
+def check_shipped(name: str, unseen: str | None) -> None:
+    """Raises `InputError` unless weights of a base model are shipped for an unseen domain."""
+    _shipped(name, unseen)
+
+
+def _shipped(name: str, unseen: str | None) -> Traversable:
     folder = files("secateur.experiments") / "weights"
     resource = folder / weights_file(name, unseen)
     if not resource.is_file():
@@ -91,7 +97,11 @@ def _load_(model: nn.Module, name: str, unseen: str | None) -> None:
             f"no weights of {name} are shipped {wanted}, only {', '.join(shipped) or 'none'}; "
             f"make them with scripts/train_base_models.py from the repository, or ask for weights=False"
         )
-    with as_file(resource) as path:
+    return resource
+
+
+def _load_(model: nn.Module, name: str, unseen: str | None) -> None:
+    with as_file(_shipped(name, unseen)) as path:
         try:
             state = {key: value.float() for key, value in load_file(path).items()}
             model.load_state_dict(state)

@@ -6,32 +6,24 @@ fine-tuned the same way from the same weights; calibration sees training images 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from secateur.allocation import allocate
 from secateur.allocation.allocate import Scope
-from secateur.cost.latency import measure_latency
-from secateur.criteria import Scores, find_criterion, score
-from secateur.data import DataConfig, Split, load_split
+from secateur.criteria import find_criterion
+from secateur.data import DataConfig, load_split
 from secateur.errors import InputError, SecateurError, unknown_name
-from secateur.experiments.base_models import BASE_MODELS, base_model
-from secateur.graph import Network, trace
+from secateur.experiments.base_models import BASE_MODELS, check_shipped
+from secateur.experiments.config import CalibrationConfig, PruneConfig, RunConfig
+from secateur.experiments.running import Given, Place, Scored, carry_out, prepare, score_all, unstarted
 from secateur.report import Result, append_result, markdown, save_figure, write_text
-from secateur.report.provenance import commit, config_hash, hardware, plain, versions
-from secateur.surgery import cut
-from secateur.training import FinetuneConfig, FinetuneProgress, calibration_batches, evaluate, finetune_
+from secateur.report.provenance import config_hash, plain
+from secateur.training import FinetuneConfig, FinetuneProgress
 
 RESULTS, TABLE, FIGURE, CONFIG = "results.jsonl", "table.md", "accuracy.png", "config.json"
-LATENCY_ROUNDS = 50
-"""Passes of each model whose median is its latency; the more, the less a busy machine shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +73,23 @@ class StudyConfig:
         """The number of fine-tuning runs, the dense ones included."""
         return len(self.models) * len(self.seeds) * (1 + len(self.criteria) * len(self.ratios))
 
+    def dense(self, model: str, seed: int) -> RunConfig:
+        """Returns the configuration of a dense run."""
+        return RunConfig(
+            model=model,
+            data=self.data,
+            seed=seed,
+            split=self.split,
+            finetune=replace(self.finetune, seed=seed),
+            latency_batch=self.latency_batch,
+        )
 
-@dataclass(frozen=True)
-class _Setting:
-    """What all runs of one model and seed share."""
-
-    config: StudyConfig
-    name: str
-    seed: int
-    split: Split
-    base: nn.Module
-    network: Network
-    progress: FinetuneProgress | None
+    def pruned(self, dense: RunConfig) -> tuple[RunConfig, ...]:
+        """Returns the configurations of the runs to be compared with a dense one."""
+        calibration = CalibrationConfig(batches=self.calibration_batches, batch_size=self.calibration_batch_size)
+        fixed = {"scope": self.scope, "ratios": self.family_ratios, "keep": self.keep, "calibration": calibration}
+        prunes = [PruneConfig(criterion=c, ratio=ratio, **fixed) for c in self.criteria for ratio in self.ratios]
+        return tuple(replace(dense, prune=prune) for prune in prunes)
 
 
 def run_study(config: StudyConfig, progress: FinetuneProgress | None = None) -> tuple[Result, ...]:
@@ -105,14 +102,14 @@ def run_study(config: StudyConfig, progress: FinetuneProgress | None = None) -> 
     Raises:
         SecateurError: Runs failed; the results of all others are in the folder.
     """
-    split = load_split(config.data, config.split)
-    bases = {name: base_model(name, split.unseen) for name in config.models}
+    unseen = load_split(config.data, config.split).unseen
+    for name in config.models:
+        check_shipped(name, unseen)
     write_text(config.out / CONFIG, json.dumps(plain(config), indent=1) + "\n")
     results: list[Result] = []
-    for name, base in bases.items():
-        network = trace(base, _images(split, 1))
+    for name in config.models:
         for seed in config.seeds:
-            results += _run_model(_Setting(config, name, seed, split, base, network, progress))
+            results += _run_model(config, config.dense(name, seed), progress)
     write_text(config.out / TABLE, markdown(results))
     if any(result.delta_acc is not None for result in results if not result.is_dense):
         save_figure(results, config.out / FIGURE)
@@ -124,110 +121,43 @@ def run_study(config: StudyConfig, progress: FinetuneProgress | None = None) -> 
     return tuple(results)
 
 
-def _run_model(setting: _Setting) -> list[Result]:
+def _run_model(config: StudyConfig, dense: RunConfig, progress: FinetuneProgress | None) -> list[Result]:
     """Runs the dense baseline and all pruned variants of one model under one seed."""
-    dense = _recorded(setting, _blank(setting, None, 0.0), lambda run: _dense(setting, run))
-    results = [dense]
-    known: dict[str, Scores] = {}
+    place = Place(config.data)
+    prepared = prepare(dense, place)
+    known: dict[str, Scored] = {}
 
-    def pruned(run: Result) -> Result:
-        criterion = str(run.criterion)
-        if criterion not in known:
-            known[criterion] = _scores(setting, criterion)
-        return replace(_pruned(setting, run, known[criterion]), dense_test_acc=dense.test_acc)
+    def carried_out(run: RunConfig) -> Result:
+        if run.prune and run.score_key not in known:
+            known.update(score_all([run], prepared, place))
+        watch = progress.run(_label(unstarted(run))) if progress else None
+        given = Given(prepared, known[run.score_key] if run.prune else None)
+        return carry_out(run, given, place, watch)[0]
 
-    for criterion in setting.config.criteria:
-        for ratio in setting.config.ratios:
-            results.append(_recorded(setting, _blank(setting, criterion, ratio), pruned))
+    results = [_recorded(config, dense, carried_out)]
+
+    def compared(run: RunConfig) -> Result:
+        return replace(carried_out(run), dense_test_acc=results[0].test_acc)
+
+    results += [_recorded(config, run, compared) for run in config.pruned(dense)]
     return results
 
 
-def _recorded(setting: _Setting, run: Result, carry_out: Callable[[Result], Result]) -> Result:
+def _recorded(config: StudyConfig, run: RunConfig, carry_out: Callable[[RunConfig], Result]) -> Result:
     """Returns the run carried out, after appending it to the file, whatever becomes of it."""
-    file = setting.config.out / RESULTS
+    common = {"scope": config.scope, "config_hash": config_hash(replace(config, out=Path("unused")))}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    blank = replace(unstarted(run), status="failed", created=created, **common)
     try:
-        result = carry_out(run)
+        result = replace(carry_out(run), **common)
     except SecateurError as error:
-        result = replace(run, status="failed", error=str(error))
+        result = replace(blank, error=str(error))
     except BaseException as error:
-        append_result(file, replace(run, status="failed", error=f"{type(error).__name__}: {error}"))
+        append_result(config.out / RESULTS, replace(blank, error=f"{type(error).__name__}: {error}"))
         raise
-    result = replace(result, created=datetime.now(UTC).isoformat(timespec="seconds"))
-    append_result(file, result)
+    append_result(config.out / RESULTS, result)
     return result
-
-
-def _blank(setting: _Setting, criterion: str | None, ratio: float) -> Result:
-    """Returns a run that has not been carried out yet: all that is known of it beforehand."""
-    config, split = setting.config, setting.split
-    return Result(
-        model=setting.name,
-        criterion=criterion,
-        ratio=ratio,
-        scope=config.scope,
-        seed=setting.seed,
-        data=config.data,
-        unseen=split.unseen,
-        protocol=split.protocol,
-        dense_params=setting.network.params,
-        dense_macs=setting.network.macs,
-        config_hash=config_hash(replace(config, out=Path("unused"))),
-        commit=commit(),
-        versions=versions(),
-        hardware=hardware(),
-    )
 
 
 def _label(run: Result) -> str:
     return f"{run.model}, dense" if run.criterion is None else f"{run.model}, {run.criterion} {run.ratio:.0%}"
-
-
-def _images(split: Split, count: int) -> Tensor:
-    return torch.stack([split.val[i][0] for i in range(min(count, len(split.val)))])
-
-
-def _scores(setting: _Setting, criterion: str) -> Scores:
-    config = setting.config
-    batches = calibration_batches(
-        setting.split, batches=config.calibration_batches, batch_size=config.calibration_batch_size, seed=setting.seed
-    )
-    return score(setting.network, setting.base, criterion, batches, seed=setting.seed)
-
-
-def _dense(setting: _Setting, run: Result) -> Result:
-    model = copy.deepcopy(setting.base)
-    tuned = _finetuned(setting, run, model)
-    images = _images(setting.split, setting.config.latency_batch)
-    seconds = measure_latency({"dense": model}, images, rounds=LATENCY_ROUNDS)["dense"]
-    return replace(
-        tuned,
-        params=setting.network.params,
-        macs=setting.network.macs,
-        dense_test_acc=tuned.test_acc,
-        latency=seconds,
-        dense_latency=seconds,
-    )
-
-
-def _pruned(setting: _Setting, run: Result, scores: Scores) -> Result:
-    config = setting.config
-    ratios = dict(config.family_ratios)
-    plan = allocate(setting.network, scores, ratio=run.ratio, scope=config.scope, ratios=ratios, keep=config.keep)
-    model = cut(setting.base, plan)
-    tuned = _finetuned(setting, run, model)
-    images = _images(setting.split, config.latency_batch)
-    seconds = measure_latency({"dense": setting.base, "pruned": model}, images, rounds=LATENCY_ROUNDS)
-    return replace(tuned, params=plan.params, macs=plan.macs, latency=seconds["pruned"], dense_latency=seconds["dense"])
-
-
-def _finetuned(setting: _Setting, run: Result, model: nn.Module) -> Result:
-    """Returns the run with accuracies and the time taken, after fine-tuning `model` in place."""
-    split = setting.split
-    watcher = setting.progress.run(_label(run)) if setting.progress else None
-    record = finetune_(model, split, replace(setting.config.finetune, seed=setting.seed), progress=watcher)
-    return replace(
-        run,
-        val_acc=evaluate(model, split.val, num_classes=split.num_classes),
-        test_acc=evaluate(model, split.test, num_classes=split.num_classes),
-        finetune_seconds=record.seconds,
-    )

@@ -5,6 +5,7 @@ from secateur.report.describe import describe, describe_plan
 from secateur.report.drawing import check_drawing, save_drawing
 from secateur.report.explain import explain
 from secateur.report.figure import save_figure
+from secateur.report.page import save_report
 from secateur.report.results import Result, append_result, read_results
 from secateur.report.table import COLUMNS, markdown, table
 
@@ -20,6 +21,7 @@ __all__ = [
     "read_results",
     "save_drawing",
     "save_figure",
+    "save_report",
     "table",
     "write_text",
     "write_whole",

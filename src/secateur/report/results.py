@@ -6,14 +6,20 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from secateur.errors import DataError
+from secateur.report.provenance import plain
 
 Status = Literal["ok", "failed"]
+_T = TypeVar("_T")
+RESULTS, CONFIG, RECORD = "results.jsonl", "config.json", "record.jsonl"
+"""Names of files: runs, one a line; in the folder of one run, its configuration and what became of it, line by line."""
+RUN_FORMAT = 1
+"""The version of the layout of a run folder, as its `config.json` names it."""
 _DERIVED = ("delta_acc", "macs_ratio", "latency_ratio")
 
 
@@ -25,6 +31,11 @@ class Result:
     that were trained on, `test_acc` on the domain that never was (on pooled domains under an i.i.d. protocol).
     `macs` are multiply-accumulates per image; `latency` and `dense_latency` are seconds per batch, timed in turns.
     A failed run says why in `error`, and has None for what it did not reach.
+
+    `run` is the hash of the complete configuration `config`, and `command` reproduces the run. `domain_acc` has the
+    accuracy in percent per domain: of the sources on their validation part, of the unseen one on all of it.
+    `selection` says how the epoch was chosen. `widths` has an entry per group of channels: name, kind, family, and
+    `before` and `after` as [fibres, width]. `curve` has one per epoch: epoch, loss, train_acc, val_acc (percent), lr.
     """
 
     model: str
@@ -52,6 +63,15 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: str = ""
     created: str = ""
+    run: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    domain_acc: Mapping[str, float] = field(default_factory=dict)
+    selection: str = ""
+    widths: Sequence[Mapping[str, Any]] = ()
+    curve: Sequence[Mapping[str, float]] = ()
+    prune_seconds: float | None = None
+    train_images_per_second: float | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -75,8 +95,8 @@ class Result:
 
     def to_record(self) -> dict[str, Any]:
         """Returns the run as plain JSON values, with the derived quantities written out for other readers."""
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return record | {"versions": dict(self.versions)} | {name: getattr(self, name) for name in _DERIVED}
+        record = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return record | {name: getattr(self, name) for name in _DERIVED}
 
     @classmethod
     def from_record(cls, record: Any) -> Self:
@@ -96,7 +116,8 @@ class Result:
             raise DataError(f"the run has unknown fields {', '.join(unknown)}")
         for name, value in given.items():
             _check_type(name, value, str(fields[name].type))
-        return cls(**given)
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+        return cls(**values)
 
 
 def _is_required(f: dataclasses.Field[Any]) -> bool:
@@ -114,6 +135,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
     "Status": (str,),
     "Mapping[str, str]": (dict,),
+    "Mapping[str, float]": (dict,),
+    "Mapping[str, Any]": (dict,),
+    "Sequence[Mapping[str, Any]]": (list,),
+    "Sequence[Mapping[str, float]]": (list,),
 }
 
 
@@ -125,6 +150,12 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
         raise DataError(f"{name} should be finite, found {value!r}")
     if annotation == "Status" and value not in get_args(Status):
         raise DataError(f"status should be one of {', '.join(get_args(Status))}, found {value!r}")
+    if isinstance(value, list):
+        for i, entry in enumerate(value):
+            _check_type(f"{name}[{i}]", entry, annotation.removeprefix("Sequence[").removesuffix("]"))
+    elif isinstance(value, dict) and annotation != "Mapping[str, Any]":
+        for key, entry in value.items():
+            _check_type(f"{name}[{key!r}]", entry, annotation.removeprefix("Mapping[str, ").removesuffix("]"))
 
 
 def append_result(path: Path, result: Result) -> None:
@@ -152,27 +183,123 @@ def append_result(path: Path, result: Result) -> None:
 
 
 def read_results(path: Path) -> tuple[Result, ...]:
-    """Returns all runs in a file (or in `results.jsonl` in a folder), in the order in which they ended.
+    """Returns all runs that ended, well or not: of a file, or of a folder of any kind that holds runs.
+
+    `path` is a file of runs (one per line, in the order in which they ended), a folder holding `results.jsonl`, the
+    folder of one run, or a folder of such folders (in alphabetical order of what was run). Runs under way are left out.
 
     Raises:
-        DataError: There is no such file, it is empty, or a line is broken; the message names the line.
+        DataError: There is nothing of the kind, no run has ended, or a file is broken; the message names it.
     """
-    file = path / "results.jsonl" if path.is_dir() else path
+    if folders := run_folders(path):
+        results = tuple(sorted((r for folder in folders if (r := read_run(folder)) is not None), key=_reading_order))
+        if not results:
+            raise DataError(f"none of the {len(folders)} runs in {path} has ended yet")
+        return results
+    file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"no results at {file}: expected a results.jsonl or the folder that holds one")
-    try:
-        lines = file.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not a text file of results: {error}") from error
-    results = tuple(_parse(file, number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        raise DataError(
+            f"no results at {path}: expected a {RESULTS} or the folder that holds one, the folder of a run "
+            f"({CONFIG} and {RECORD}), or a folder of such folders"
+        )
+    results = tuple(_parsed(file, number, line, Result.from_record) for number, line in _lines(file))
     if not results:
         raise DataError(f"{file} holds no run")
     return results
 
 
-def _parse(file: Path, number: int, line: str) -> Result:
+def _reading_order(run: Result) -> tuple[object, ...]:
+    return (run.data, run.model, run.criterion or "", run.scope, run.ratio, run.unseen or "", run.seed, run.run)
+
+
+def run_folders(path: Path) -> tuple[Path, ...]:
+    """Returns the folders of single runs at `path`: itself, or those that lie in it, by name."""
+    if (path / RECORD).is_file():
+        return (path,)
+    return tuple(sorted(record.parent for record in path.glob(f"*/{RECORD}"))) if path.is_dir() else ()
+
+
+def num_under_way(path: Path) -> int:
+    """Returns how many of the runs in a folder have begun and not ended, or were cut short."""
+    return sum(read_run(folder) is None for folder in run_folders(path))
+
+
+def read_run(folder: Path) -> Result | None:
+    """Returns what became of the run in a folder, by the last line of its record, or None while it is under way.
+
+    A last line that was cut short (the writer died in it) is as good as not written.
+
+    Raises:
+        DataError: A file is missing, broken, or of another version of the layout; the message names it.
+    """
+    config = _read_config(folder / CONFIG)
+    file = folder / RECORD
+    lines = _lines(file)
+    if lines and not file.read_bytes().endswith(b"\n"):
+        lines.pop()
+    if not lines:
+        return None
+    return _parsed(file, *lines[-1], lambda line: _outcome(line, config, folder.name))
+
+
+def _outcome(line: Any, config: Mapping[str, Any], run: str) -> Result | None:
+    """Returns the run that the last line of a record tells of, None if it says that the run is under way."""
+    status = line.get("status") if isinstance(line, dict) else None
+    if status == "running":
+        return None
+    if status == "done" or (status == "failed" and line.get("result") is not None):
+        result = Result.from_record(line.get("result"))
+    elif status == "failed":
+        # A worker that was lost left nothing but what it had been asked to do.
+        result = Result.from_record(_asked(config) | {"status": "failed", "error": str(line.get("error"))})
+    else:
+        raise DataError(f"status should be one of running, done, failed, found {status!r}")
+    return dataclasses.replace(result, run=result.run or run, config=result.config or config)
+
+
+def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a configuration tells of its run in the fields of a result; "unknown" where it does not."""
+    prune, split = config.get("prune") or {}, config.get("split") or {}
+    return {
+        "model": config.get("model", "unknown"),
+        "criterion": prune.get("criterion"),
+        "ratio": prune.get("ratio") or 0.0,
+        "scope": prune.get("scope", ""),
+        "seed": config.get("seed", 0),
+        "data": config.get("data", "unknown"),
+        "unseen": split.get("unseen"),
+        "protocol": split.get("split", "unknown"),
+    }
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
     try:
-        return Result.from_record(json.loads(line))
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is missing: the run cannot be told from others without its configuration") from error
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); remove the folder to run it again") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != RUN_FORMAT:
+        raise DataError(
+            f"{file} is of format {found!r}, this version reads format {RUN_FORMAT}: "
+            f"report it with the version that wrote it, or run it again into another folder"
+        )
+    return config
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """Returns the lines of a file that are not empty, with their numbers."""
+    try:
+        lines = file.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not a text file of results: {error}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parsed(file: Path, number: int, line: str, parse: Callable[[Any], _T]) -> _T:
+    try:
+        return parse(json.loads(line))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {number}: broken or cut short ({error}); remove the line to go on") from error
     except DataError as error:

@@ -58,19 +58,27 @@ def clock(seconds: float) -> str:
 
 
 def sections(results: Sequence[Result]) -> tuple[Section, ...]:
-    """Returns the rows of every model, protocol, unseen domain and seed; by rising ratio within each."""
+    """Returns the rows of every model, protocol, unseen domain, seed and scope; by rising ratio within each.
+
+    The dense baseline has no scope: it stands in the section of each.
+    """
     parts: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
-        key = (result.model, result.data, result.protocol, result.unseen, result.scope, result.seed)
+        key = (result.model, result.data, result.protocol, result.unseen, result.seed)
         parts.setdefault(key, []).append(result)
-    return tuple(_section(part) for part in parts.values())
+    found = []
+    for part in parts.values():
+        scopes = dict.fromkeys(result.scope for result in part if not result.is_dense) or {part[0].scope: None}
+        found += [_section([r for r in part if r.is_dense or r.scope == scope], scope) for scope in scopes]
+    return tuple(found)
 
 
-def _section(part: list[Result]) -> Section:
+def _section(part: list[Result], scope: str) -> Section:
     first = part[0]
     ordered = sorted(part, key=lambda result: (not result.is_dense, result.ratio))
     unseen = f", unseen {first.unseen}" if first.unseen else ""
-    title = f"{first.model} on {first.data}, {first.protocol}{unseen}; {first.scope} scope, seed {first.seed}"
+    ranked = f"{scope} scope, " if scope else ""
+    title = f"{first.model} on {first.data}, {first.protocol}{unseen}; {ranked}seed {first.seed}"
     failures = tuple(f"{_name(r)} at {r.ratio:.0%} failed: {r.error}" for r in ordered if r.status == "failed")
     return Section(title, tuple(_row(result) for result in ordered), failures)
 

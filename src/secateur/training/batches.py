@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from secateur.data.protocol import LabelledImages, Split
 from secateur.errors import DataError, InputError
@@ -77,19 +76,6 @@ def calibration_by_domain(
         own = images.take([i for i, its in enumerate(images.domains) if its == domain])
         found[domain] = calibration_batches(replace(split, train=own), batches=each, batch_size=batch_size, seed=seed)
     return found
-
-
-def loader(
-    dataset: Dataset[tuple[Tensor, int]], batch_size: int, *, shuffle_seed: int | None = None, workers: int = 0
-) -> DataLoader[Any]:
-    """Returns batches of a data set, in its own order or shuffled anew each epoch; raises `DataError` if it is empty.
-
-    Order depends on `shuffle_seed` alone: torch's global generator is neither read nor moved.
-    """
-    check_filled(dataset)
-    shuffle = shuffle_seed is not None
-    generator = torch.Generator().manual_seed(shuffle_seed or 0)
-    return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
 
 
 def check_filled(dataset: Dataset[tuple[Tensor, int]]) -> None:

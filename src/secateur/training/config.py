@@ -3,22 +3,92 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from secateur.errors import InputError, unknown_name
+from secateur.training.augmentation import AugmentConfig
+from secateur.training.averaging import find_averaging
+from secateur.training.distillation import Mode
+from secateur.training.objectives import find_objective
 
-Precision = Literal["no", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised: erm, coral, groupdro or mixup_domains, with the options of `find_objective`."""
+
+    name: str = "erm"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` for an unknown name or option, and for values out of range."""
+        find_objective(self.name, num_classes=2, **self.options)
+
+
+@dataclass(frozen=True)
+class AveragingConfig:
+    """How weights are averaged along the run: none, ema or swad, with the options of `find_averaging`."""
+
+    name: str = "none"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` for an unknown name or option, and for values out of range."""
+        find_averaging(self.name, **self.options)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How much a student learns from its teacher and how; see `Distillation`."""
+
+    alpha: float = 0.5
+    temperature: float = 1.0
+    mode: Mode = "logits"
+    hard: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` for values out of range."""
+        if not 0.0 <= self.alpha <= 1.0:
+            raise InputError(f"alpha must be in [0, 1], found {self.alpha}")
+        if not 0.0 < self.temperature < math.inf:
+            raise InputError(f"temperature must be positive, found {self.temperature}")
+        if self.mode not in ("logits", "token"):
+            raise unknown_name("mode of distillation", str(self.mode), ("logits", "token"))
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How the machine carries a recipe out, which changes results by no more than rounding.
+
+    `compile` trains what `torch.compile` makes of the model, `channels_last` keeps images and convolutions in that
+    memory format. `shard` spreads weights, gradients and the state of the optimizer over all processes (FSDP), for
+    models that do not fit one device; with a single process nothing is sharded. `deterministic` makes a GPU repeat a
+    run bit for bit, which a resumed run needs to end like an undisturbed one; it costs some speed. CPUs always do.
+    """
+
+    compile: bool = False
+    channels_last: bool = False
+    shard: bool = False
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """AdamW with linear warm-up, then a cosine to zero; the defaults are a short recipe for small models and data.
 
-    `lr` is the peak learning rate. Warm-up starts at `warmup_decay` times `lr` and takes `warmup_epochs` (fractions
-    allowed). `weight_decay` spares biases, norms and all other one-dimensional parameters. `label_smoothing` in 0..1;
-    `clip_grad` is the largest norm of the gradient, None for no limit. `seed` orders the images and drives dropout and
-    augmentation. `workers` are processes that read images, `precision` is `bf16` for autocast to bfloat16.
+    `batch_size` is the number of images in one step of the optimizer, whatever the number of processes; each of them
+    takes an equal share, in `accumulate` parts one after another. `lr` is the peak learning rate; with `layer_decay`
+    below 1 it shrinks towards the input by that factor per layer. Warm-up starts at `warmup_decay` times `lr` and takes
+    `warmup_epochs` (fractions allowed). `weight_decay` spares biases, norms and all other one-dimensional parameters.
+    `label_smoothing` in 0..1; `clip_grad` is the largest norm of the gradient, None for no limit. `seed` orders the
+    images and drives dropout and augmentation. `workers` are processes that read images, for each training process.
+    `precision` is that of forward passes under autocast; weights stay as they are, and fp16 scales the loss.
+
+    `augment` replaces the data set's own way to vary training images (None: as the data set does it), and mixes them.
     """
 
     epochs: int = 20
@@ -32,7 +102,14 @@ class FinetuneConfig:
     clip_grad: float | None = 1.0
     seed: int = 0
     workers: int = 0
-    precision: Precision = "no"
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    layer_decay: float = 1.0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    augment: AugmentConfig | None = None
+    distillation: DistillationConfig | None = None
+    machine: MachineConfig = field(default_factory=MachineConfig)
 
     def __post_init__(self) -> None:
         """Raises `InputError` naming the first value that no run could use."""
@@ -48,12 +125,29 @@ class FinetuneConfig:
             ("clip_grad", self.clip_grad is None or self.clip_grad > 0.0, "positive or None"),
             ("seed", self.seed >= 0, "0 or more"),
             ("workers", self.workers >= 0, "0 or more"),
+            ("accumulate", 1 <= self.accumulate <= self.batch_size, f"between 1 and batch_size ({self.batch_size})"),
+            ("layer_decay", 0.0 < self.layer_decay <= 1.0, "in (0, 1]"),
         )
         for name, holds, expected in limits:
             if not holds:
                 raise InputError(f"{name} must be {expected}, found {getattr(self, name)!r}")
-        if self.precision not in ("no", "bf16"):
-            raise unknown_name("precision", str(self.precision), ("no", "bf16"))
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", str(self.precision), PRECISIONS)
+        if self.machine.shard and self.averaging.name != "none":
+            raise InputError(f"weights that are sharded cannot be averaged ({self.averaging.name}); drop one of both")
+        if self.machine.shard and self.precision == "fp16":
+            raise InputError("a sharded model cannot be trained in fp16; use bf16 or fp32")
+
+    @classmethod
+    def recipe(cls, name: str, **changes: Any) -> Self:
+        """Returns the recipe `default`, `paper` or `short`, with `changes` to single fields.
+
+        Raises `InputError` for an unknown name.
+        """
+        recipes: dict[str, Callable[..., Self]] = {"default": cls, "paper": cls.paper, "short": cls.short}
+        if name not in recipes:
+            raise unknown_name("recipe", name, recipes)
+        return recipes[name](**changes)
 
     @classmethod
     def paper(cls, **changes: Any) -> Self:
@@ -76,6 +170,25 @@ class FinetuneConfig:
             clip_grad=1.0,
         )
         return replace(published, **changes)
+
+    @classmethod
+    def short(cls, **changes: Any) -> Self:
+        """Returns a recipe of 30 epochs for pretrained models that were cut, with `changes` to single fields.
+
+        A rate between the default's and the paper's; mixup in every other batch; and an exponential moving average of
+        the weights, which evens out the noise of few epochs. For models as small as those of digits-dg take `lr=1e-3`.
+        """
+        strong = cls(
+            epochs=30,
+            batch_size=64,
+            lr=5e-4,
+            weight_decay=0.05,
+            warmup_epochs=2.0,
+            label_smoothing=0.1,
+            averaging=AveragingConfig("ema", {"decay": 0.999}),
+            augment=AugmentConfig(mixup=0.2, mix_probability=0.5),
+        )
+        return replace(strong, **changes)
 
     def lr_factor(self, epoch: float) -> float:
         """Returns the learning rate after `epoch` epochs (fractions allowed) as a multiple of `lr`."""

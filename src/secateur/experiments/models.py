@@ -1,4 +1,4 @@
-"""From a name on the command line to a model, an example input, and how its images are normalised."""
+"""From a name, as on the command line or in a grid, to a model, an example input, and how its images are normalised."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from secateur.allocation.plan import Plan, restore_inputs
+from secateur.experiments.base_models import BASE_MODELS
 from secateur.surgery import ModelSource, build_model, load, source_of
 from secateur.surgery.checkpoint import MANIFEST, PLAN
 from secateur.surgery.sources import Weights, parse
@@ -60,6 +61,12 @@ def open_model(
     # A configuration is kept whole, so that the saved model can be built without the hub it came from.
     kept = source_of(model) if source.kind == "transformers" else source
     return Opened(model, torch.zeros(1, *shape), kept, *_normalisation(model, source, weights))
+
+
+def check_name(name: str) -> None:
+    """Raises InputError unless `name` stands for a base model or one of a library, as far as that is known offline."""
+    if name not in BASE_MODELS:
+        parse(name)
 
 
 def go_offline_if_unreachable() -> None:
