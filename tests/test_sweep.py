@@ -28,9 +28,10 @@ from secateur.experiments import running
 from secateur.experiments.config import RunConfig
 from secateur.experiments.display import SweepProgress
 from secateur.experiments.grid import expand
+from secateur.experiments.ledger import Ledger, SweepConfig
 from secateur.experiments.running import Outcome, unstarted
 from secateur.experiments.runs import append_line, make_folder, read_state, read_states, sole_driver
-from secateur.experiments.sweep import Ledger, SweepConfig, run_sweep
+from secateur.experiments.sweep import run_sweep
 from secateur.report import Result, read_results
 
 DOMAINS, CLASSES = ("dark", "dim", "light"), 10

@@ -12,8 +12,9 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from secateur.experiments.grid import Grid, load_grid
+from secateur.experiments.ledger import SweepConfig
 from secateur.experiments.runs import RunState, read_states
-from secateur.experiments.sweep import SweepConfig, run_sweep
+from secateur.experiments.sweep import run_sweep
 
 
 @dataclass(frozen=True)

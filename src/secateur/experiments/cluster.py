@@ -22,6 +22,7 @@ import torch
 
 from secateur.errors import InputError
 from secateur.experiments.config import RunConfig
+from secateur.experiments.ledger import CHECKPOINTS, Group, Ledger, SweepConfig, at, remove
 from secateur.experiments.running import (
     Given,
     Outcome,
@@ -35,7 +36,6 @@ from secateur.experiments.running import (
     score_all,
 )
 from secateur.experiments.runs import make_folder
-from secateur.experiments.sweep import CHECKPOINTS, Group, Ledger, SweepConfig, at, remove
 from secateur.report.results import CONFIG
 from secateur.training import Tick
 
