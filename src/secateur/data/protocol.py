@@ -21,6 +21,8 @@ SplitName = Literal["leave_one_out", "domainbed", "iid_pooled", "paper", "offici
 LEAVE_ONE_OUT = "leave-one-domain-out"
 DOMAINBED = "leave-one-domain-out, DomainBed's hold-outs"
 IID_POOLED = "i.i.d. hold-out of pooled domains (not domain generalisation)"
+PROTOCOLS = {"leave_one_out": LEAVE_ONE_OUT, "domainbed": DOMAINBED, "iid_pooled": IID_POOLED}
+"""What splits are called beside an accuracy, as far as that does not depend on the data."""
 PAPER = ", as in arXiv 2504.04196"
 OFFICIAL = "official test part (not domain generalisation)"
 WITHIN_TRAIN = "80/10/10 % of the official training part (not domain generalisation)"

@@ -144,7 +144,7 @@ def run_task(
         nonlocal last
         if tick.val_accuracy is not None or time.monotonic() - last > 1.0:
             last = time.monotonic()
-            mailbox.put.remote("moved", run.hash, tick.step, tick.steps, str(tick))
+            mailbox.put.remote("moved", run.hash, tick.step, tick.steps, f"epoch {tick.epoch}/{tick.epochs}")
 
     given = Given(prepared, scored.get(run.score_key) if run.prune else None, teacher)
     outcome = attempt(run, given, place, watch, is_teacher=job.is_teacher)

@@ -8,6 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from secateur.experiments.config import RunConfig
 from secateur.report import Result
@@ -18,7 +19,7 @@ class SweepProgress:
 
         with SweepProgress(total=320, console=console) as progress:
             progress.started(run)
-            progress.moved(run, 20, 340, "epoch 2/20  loss 0.714")
+            progress.moved(run, 20, 340, "epoch 2/20")
             progress.ended(run, result)
 
     Where there is no terminal, a line is printed whenever a run ends or is lost.
@@ -29,9 +30,17 @@ class SweepProgress:
         self.console, self.total = console, total
         self._done = self._failed = 0
         self._live = console.is_terminal
-        texts = TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[state]}")
-        times = TimeElapsedColumn(), TimeRemainingColumn()
-        self._bars = Progress(*texts, *times, console=console, transient=True, disable=not self._live)
+        self._bars = Progress(
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+            disable=not self._live,
+        )
         self._all = self._bars.add_task("all runs", total=total, state=f"0/{total}")
         self._bar_of: dict[str, TaskID] = {}
 

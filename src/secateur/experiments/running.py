@@ -26,6 +26,7 @@ from secateur.allocation import Plan, allocate
 from secateur.cost.latency import measure_latency
 from secateur.criteria import Scores, calibrate, find_criterion, score
 from secateur.data import DataConfig, LabelledImages, Split, load_split
+from secateur.data.protocol import PROTOCOLS
 from secateur.errors import InputError, SecateurError
 from secateur.experiments.base_models import BASE_MODELS, base_model
 from secateur.experiments.config import ATTENTION, CalibrationConfig, PruneConfig, RunConfig
@@ -296,7 +297,7 @@ def unstarted(config: RunConfig) -> Result:
         seed=config.seed,
         data=config.data,
         unseen=config.split.unseen,
-        protocol=config.split.split,
+        protocol=PROTOCOLS.get(config.split.split, config.split.split),
         config_hash=config.hash,
         run=config.hash,
         config=config.to_json(),

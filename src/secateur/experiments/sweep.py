@@ -142,4 +142,4 @@ def in_process(groups: Iterable[Group], ledger: Ledger, where: Mapping[str, str]
 
 
 def _watch(ledger: Ledger, run: RunConfig) -> Callable[[Tick], None]:
-    return lambda tick: ledger.moved(run, tick.step, tick.steps, str(tick))
+    return lambda tick: ledger.moved(run, tick.step, tick.steps, f"epoch {tick.epoch}/{tick.epochs}")
