@@ -52,7 +52,12 @@ def parameter_groups(
 
 def _layers(model: nn.Module) -> dict[str, int]:
     """Returns the layer of each parameter by name: 0 before the first block, 1 … in the blocks, one more after them."""
-    blocks = _blocks(model)
+    blocks = list(repeated_blocks(model))
+    if not blocks:
+        raise InputError(
+            f"no repeated blocks were found in {type(model).__name__}, so its layers cannot be told apart; use "
+            "layer_decay=1.0"
+        )
     found: dict[str, int] = {}
     latest = 0
     for name, _ in model.named_parameters():
@@ -62,18 +67,16 @@ def _layers(model: nn.Module) -> dict[str, int]:
     return found
 
 
-def _blocks(model: nn.Module) -> list[str]:
-    """Returns the names of the outermost blocks: members of lists of modules of one class, those with parameters."""
-    blocks: list[str] = []
+def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the outermost repeated blocks by name: members, all of one class, of lists and sequences in the model.
+
+    Members without parameters do not count.
+    """
+    blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or any(f"{name}.".startswith(f"{b}.") for b in blocks):
             continue
         members = {key: child for key, child in module.named_children() if any(True for _ in child.parameters())}
         if len(members) > 1 and len({type(child) for child in members.values()}) == 1:
-            blocks += [f"{name}.{key}" if name else key for key in members]
-    if not blocks:
-        raise InputError(
-            f"no repeated blocks were found in {type(model).__name__}, so its layers cannot be told apart; use "
-            "layer_decay=1.0"
-        )
+            blocks |= {f"{name}.{key}" if name else key: child for key, child in members.items()}
     return blocks

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from secateur.training.batches import device_of
 from secateur.training.config import MachineConfig, Precision
+from secateur.training.parameter_groups import repeated_blocks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -141,23 +142,10 @@ def sharded(model: nn.Module, device: torch.device, precision: Precision) -> nn.
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": low if precision == "bf16" else MixedPrecisionPolicy()}
-    for block in blocks(replica):
+    for block in repeated_blocks(replica).values():
         fully_shard(block, **options)
     fully_shard(replica, **options)
     return replica.to(device)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Returns the outermost repeated blocks: members, all of one class, of lists and sequences in the model."""
-    found: list[nn.Module] = []
-    inside: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and id(module) not in inside:
-            members = [child for child in module if any(True for _ in child.parameters())]
-            if len(members) > 1 and len({type(child) for child in members}) == 1:
-                found += members
-                inside |= {id(inner) for child in members for inner in child.modules()}
-    return found
 
 
 def broadcast_(model: nn.Module, device: torch.device) -> None:
