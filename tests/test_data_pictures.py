@@ -40,8 +40,8 @@ def test_cached_images_need_no_files_any_more_and_share_their_memory(office: Pat
     split = load_split(office, DataConfig(unseen="Clipart", image_size=16, cache=True))
     for path in office.rglob("*.jpg"):
         path.unlink()
-    assert split.train.pixels.data_ptr() == split.test.pixels.data_ptr()  # type: ignore[attr-defined]
-    assert split.train.pixels.dtype == torch.uint8  # type: ignore[attr-defined]
+    assert split.train.source.data_ptr() == split.test.source.data_ptr()  # type: ignore[attr-defined]
+    assert split.train.source.dtype == torch.uint8  # type: ignore[attr-defined]
     batches = DataLoader(split.train, 8, **loader_options(2))
     for _ in range(2):
         assert sum(len(labels) for _, labels in batches) == len(split.train)

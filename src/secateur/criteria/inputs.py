@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from secateur.errors import InputError
 
 SAMPLES_PER_PASS = 16
 """Samples in one forward pass."""
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -69,14 +71,6 @@ class Activity:
 
 
 @dataclass(frozen=True, eq=False)
-class Activities:
-    """By weight, what it reads and gives, one entry for each range of rows that the model uses."""
-
-    values: dict[str, tuple[Activity, ...]]
-    num_samples: int
-
-
-@dataclass(frozen=True, eq=False)
 class Reads:
     """Moments of what the rows `rows` of a weight read: columns are inputs x kernel positions. And has it a bias?"""
 
@@ -86,14 +80,14 @@ class Reads:
 
 
 @dataclass(frozen=True, eq=False)
-class Grams:
-    """By weight whose inputs may go, the moments of what it reads, one entry for each range of rows in use."""
+class ByWeight(Generic[T]):
+    """What was learned of each weight, an entry for each range of rows in use; and from how many samples."""
 
-    values: dict[str, tuple[Reads, ...]]
+    values: dict[str, tuple[T, ...]]
     num_samples: int
 
 
-def layer_inputs(calibration: Calibration) -> Activities:
+def layer_inputs(calibration: Calibration) -> ByWeight[Activity]:
     """Returns sums of what each layer among `calibration.tensors` reads and gives: forward passes only.
 
     Raises InputError for batches that cannot be used, and for layers that read or give NaN.
@@ -112,10 +106,10 @@ def layer_inputs(calibration: Calibration) -> Activities:
     for (name, *_), activity in found.items():
         _require_finite(name, activity.inputs.squares)
         _require_finite(name, activity.outputs.squares)
-    return Activities(_by_name(found), num_samples)
+    return ByWeight(_by_name(found), num_samples)
 
 
-def layer_grams(calibration: Calibration) -> Grams:
+def layer_grams(calibration: Calibration) -> ByWeight[Reads]:
     """Returns the moments, Gram matrices included, of what each weight among `calibration.consumers` reads.
 
     Takes 8 bytes x (columns of the weight)² for each of them. Raises InputError as `layer_inputs` does, and if a
@@ -137,7 +131,7 @@ def layer_grams(calibration: Calibration) -> Grams:
     for (name, *_), reads in found.items():
         _require_finite(name, reads.moments.gram)
     _require_samples(found, num_samples)
-    return Grams(_by_name(found), num_samples)
+    return ByWeight(_by_name(found), num_samples)
 
 
 def _run(calibration: Calibration, on_use: Callable[[Use], Tensor], names: Collection[str]) -> int:
@@ -152,9 +146,6 @@ def _run(calibration: Calibration, on_use: Callable[[Use], Tensor], names: Colle
                     problem.output(problem.tensors, part)
             num_samples += batch.size
     return num_samples
-
-
-T = TypeVar("T")
 
 
 def _by_name(found: Mapping[tuple[str, int, int], T]) -> dict[str, tuple[T, ...]]:

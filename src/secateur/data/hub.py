@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from secateur.data.folder import undecodable
-from secateur.data.pictures import Pictures, cached
+from secateur.data.pictures import RowPictures, cached
 from secateur.data.protocol import Collection, DataConfig
 from secateur.errors import DataError, InputError, unknown_name
 
@@ -63,39 +59,19 @@ def collect_hub(name: str, config: DataConfig) -> Collection:
     number = {text: i for i, text in enumerate(classes)}
     numbers = torch.tensor([number[text] for text in labels], dtype=torch.int64)
     ids = [f"{d}/{c}/{i:08d}" for i, (d, c) in enumerate(zip(domains, labels, strict=True))]
-    images = HubImages(opened.select_columns([image]), np.arange(len(ids)), ids, numbers, config)
+    images = HubImages(opened.select_columns([image]), torch.arange(len(ids)), ids, numbers, config)
     return Collection(name, cached(images) if config.cache else images, classes)
 
 
-class HubImages(Pictures):
-    """Rows of a Hugging Face data set, decoded when asked for."""
-
-    def __init__(
-        self,
-        rows: Any,
-        index: NDArray[np.int64],
-        ids: Sequence[str],
-        labels: Tensor,
-        config: DataConfig,
-        *,
-        augmented: bool = False,
-    ) -> None:
-        """Takes a data set with one column of images, and for this part: rows (N), ids and labels (N each)."""
-        super().__init__(ids, labels, config, augmented=augmented)
-        self.rows = rows
-        self.index = index
+class HubImages(RowPictures):
+    """Images of a Hugging Face data set with one column, decoded when asked for."""
 
     def picture(self, index: int) -> Image:
         try:
-            (image,) = self.rows[int(self.index[index])].values()
+            (image,) = self.source[int(self.rows[index])].values()
             return image.convert("RGB")
         except undecodable() as error:
             raise DataError(f"cannot read image {self.ids[index]}: {error}") from error
-
-    def take(self, indices: Sequence[int] | NDArray[np.int64], *, augmented: bool = False) -> Self:
-        index = np.asarray(indices, dtype=np.int64)
-        ids, labels = [self.ids[i] for i in index], self.labels[torch.from_numpy(index)]
-        return type(self)(self.rows, self.index[index], ids, labels, self.config, augmented=augmented)
 
 
 def _columns(name: str, features: Any, domain: str) -> tuple[str, str]:

@@ -50,16 +50,12 @@ class Pictures(LabelledImages):
         return self._transform(self.picture(index)), int(self.labels[index])
 
 
-class CachedPictures(Pictures):
-    """Images held decoded, uint8 N x S x S x 3; its parts share the memory.
-
-    Evaluation images are the same, bit for bit, as those that are decoded anew. Training images differ a little: they
-    are cropped from the resized image, not from the original.
-    """
+class RowPictures(Pictures):
+    """Images that lie in the rows of something that all parts of a data set share."""
 
     def __init__(
         self,
-        pixels: Tensor,
+        source: Any,
         rows: Tensor,
         ids: Sequence[str],
         labels: Tensor,
@@ -67,20 +63,28 @@ class CachedPictures(Pictures):
         *,
         augmented: bool = False,
     ) -> None:
-        """Takes all pixels, the rows of this part among them (int64, N), and ids and labels (N each) of this part."""
+        """Takes what holds all images, the rows of this part in it (int64, N), and ids and labels (N each)."""
         super().__init__(ids, labels, config, augmented=augmented)
-        self.pixels = pixels
+        self.source = source
         self.rows = rows
-
-    def picture(self, index: int) -> Image:
-        from PIL import Image
-
-        return Image.fromarray(self.pixels[self.rows[index]].numpy())
 
     def take(self, indices: Sequence[int] | NDArray[np.int64], *, augmented: bool = False) -> Self:
         index = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         ids, labels = [self.ids[i] for i in index], self.labels[index]
-        return type(self)(self.pixels, self.rows[index], ids, labels, self.config, augmented=augmented)
+        return type(self)(self.source, self.rows[index], ids, labels, self.config, augmented=augmented)
+
+
+class CachedPictures(RowPictures):
+    """Images held decoded, uint8 N x S x S x 3; its parts share the memory.
+
+    Evaluation images are the same, bit for bit, as those that are decoded anew. Training images differ a little: they
+    are cropped from the resized image, not from the original.
+    """
+
+    def picture(self, index: int) -> Image:
+        from PIL import Image
+
+        return Image.fromarray(self.source[self.rows[index]].numpy())
 
 
 def cached(images: Pictures) -> CachedPictures:
