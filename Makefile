@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy latency loader hessian ranking clean
+.PHONY: help demo test fuzz zoo lint types lines bench peer accuracy latency loader hessian study clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,8 +59,9 @@ loader: $(READY)  ## images per second of the loaders beside what a ViT consumes
 hessian: $(READY)  ## time of Hessian scores beside Torch-Pruning's example
 	$(BIN)/python scripts/hessian_speed.py
 
-ranking: $(READY)  ## rank the criteria on digits-dg over three seeds
-	$(BIN)/python scripts/criteria_ranking.py
+study: $(READY)  ## the paper's study in miniature, 320 runs (an hour; goes on where it stopped), and its report
+	$(BIN)/secateur sweep digits --out runs/digits --workers 2
+	$(BIN)/secateur report runs/digits --out docs/digits-study
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist src/*.egg-info

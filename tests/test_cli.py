@@ -240,7 +240,7 @@ def test_prune_is_deterministic(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (("report", "{new}"), "no results at"),
         (("report", "{used}/results.jsonl"), "line 1"),
         (("report",), "name at least one folder"),
-        (("demo", "--out", "{used}"), "in use already"),
+        (("demo", "--out", "{used}/results.jsonl"), "is a file; name a folder for the runs"),
         (("demo", "--criteria", "l3", "--out", "{new}"), "unknown criterion 'l3'"),
         (("demo", "--ratios", "1.0", "--out", "{new}"), "between 0 and 1"),
         (("demo", "--unseen", "scetch", "--out", "{new}"), "did you mean 'sketch'"),
@@ -281,26 +281,29 @@ def test_demo_ends_in_table_results_and_figure(capsys: pytest.CaptureFixture[str
     results = read_results(out)
     assert [(r.criterion, r.ratio, r.status) for r in results] == [
         (None, 0.0, "ok"),
-        ("l2", 0.5, "ok"),
         ("hessian", 0.5, "ok"),
+        ("l2", 0.5, "ok"),
     ]
     for result in results:
         assert (result.unseen, result.seed, result.data) == ("thick", 1, "digits-dg")
         assert result.dense_test_acc == results[0].test_acc
         assert result.delta_acc is not None
         assert result.latency_ratio is not None
-        assert result.config_hash == results[0].config_hash
+        assert result.command == f"secateur sweep {out / result.run / 'config.json'} --out NEW"
     assert all((r.macs_ratio or 0) > 1.5 for r in results[1:])
     assert "ΔAcc" in shown
     assert "hessian" in shown
-    assert (out / "table.md").read_text().count("| 50 % |") == 2
-    png = (out / "accuracy.png").read_bytes()
+    assert (out / "report" / "table.md").read_text().count("| 50 % |") == 2
+    png = (out / "report" / "accuracy.png").read_bytes()
     assert png[:4] == b"\x89PNG"
     assert min(struct.unpack(">II", png[16:24])) > 400
-    assert {p.name for p in out.iterdir()} == {"accuracy.png", "config.json", "results.jsonl", "table.md"}
-    code, again, _ = run(capsys, "report", out)
+    assert "hessian" in (out / "report" / "report.html").read_text()
+    assert sorted(read_results(out / "report"), key=lambda r: r.criterion or "") == list(results)
+    records = {r.run: (out / r.run / "record.jsonl").read_bytes() for r in results}
+    code, again, _ = run(capsys, "demo", *quick, "--unseen", "thick", "--seed", 1, "--out", out)
     assert code == 0
-    assert "hessian" in again
+    assert "3 of 3 runs ended before" in again
+    assert {r.run: (out / r.run / "record.jsonl").read_bytes() for r in results} == records
 
 
 def test_data_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -322,23 +325,17 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
     quick = ("--criteria", "l1", "l2", "--ratios", 0.5, "--epochs", 1)
     code, _, err = run(capsys, "demo", *quick, "--out", tmp_path / "run")
     assert code == 2
-    assert err.startswith("secateur: error: 1 of 3 runs failed, the first (vit_digits, l1 50%) with: no such luck")
+    assert err.startswith("secateur: error: 1 of 3 runs failed, the first (vit_digits, l1 0.5 isomorphic, ")
+    assert "seed 0) with: no such luck; everything is on record in" in err
     results = read_results(tmp_path / "run")
     assert [(r.criterion, r.status, r.error) for r in results] == [
         (None, "ok", None),
         ("l1", "failed", "no such luck"),
         ("l2", "ok", None),
     ]
-    assert "l1 at 50% failed: no such luck" in (tmp_path / "run" / "table.md").read_text()
-    assert (tmp_path / "run" / "accuracy.png").exists()
-
-
-def test_a_crash_is_recorded_before_it_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def finetune_(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("by nought")
-
-    monkeypatch.setattr(running, "finetune_", finetune_)
-    with pytest.raises(ZeroDivisionError):
-        main(["demo", "--out", str(tmp_path / "run")])
-    (result,) = read_results(tmp_path / "run")
-    assert (result.status, result.error) == ("failed", "ZeroDivisionError: by nought")
+    assert "l1 at 50% failed: no such luck" in (tmp_path / "run" / "report" / "table.md").read_text()
+    assert (tmp_path / "run" / "report" / "accuracy.png").exists()
+    monkeypatch.undo()
+    code, _, _ = run(capsys, "demo", *quick, "--out", tmp_path / "run")
+    assert code == 0
+    assert [r.status for r in read_results(tmp_path / "run")] == ["ok", "ok", "ok"], "the one that failed ran again"

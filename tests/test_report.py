@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from secateur.errors import DataError
-from secateur.report import COLUMNS, Result, append_result, markdown, read_results, save_figure, table, write_text
+from secateur.files import write_text
+from secateur.report import COLUMNS, Result, markdown, read_results, save_figure, table, write_results
 from secateur.report.provenance import config_hash, hardware, versions
 from secateur.report.results import successes
 from secateur.report.table import clock, quantity
@@ -76,8 +77,7 @@ def test_results_read_back_as_written_in_order(tmp_path: Path) -> None:
         *study(),
         dataclasses.replace(dense(), status="failed", error="it broke | here", val_acc=None, test_acc=None),
     ]
-    for run in runs:
-        append_result(file, run)
+    write_results(file, runs)
     assert list(read_results(file)) == runs
     assert read_results(file.parent) == read_results(file)
     assert list(successes(runs)) == runs[:-1]
@@ -88,7 +88,7 @@ def test_derived_quantities_follow_their_definitions_and_are_written_out(tmp_pat
     assert run.delta_acc == pytest.approx(-7.5)
     assert run.macs_ratio == pytest.approx(45_678_901 / 9_135_780)
     assert run.latency_ratio == pytest.approx(2.5)
-    append_result(tmp_path / "results.jsonl", run)
+    write_results(tmp_path / "results.jsonl", [run])
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert record["delta_acc"] == run.delta_acc
     assert {"torch", "python", "secateur"} - record["versions"].keys() <= {"secateur"}
@@ -96,14 +96,11 @@ def test_derived_quantities_follow_their_definitions_and_are_written_out(tmp_pat
 
 def test_a_line_cut_short_is_named_with_its_number(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    append_result(file, dense())
+    write_results(file, [dense()])
     whole = file.read_bytes()
     file.write_bytes(whole + whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"results\.jsonl, line 2: broken or cut short"):
         read_results(file)
-    with pytest.raises(DataError, match="not written to its end"):
-        append_result(file, dense())
-    assert file.read_bytes() == whole + whole[: len(whole) // 2]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +142,7 @@ def test_missing_fields_foreign_files_and_empty_files_are_refused(tmp_path: Path
 def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     with pytest.raises(DataError, match="not finite"):
-        append_result(file, dataclasses.replace(dense(), val_acc=float("inf")))
+        write_results(file, [dense(), dataclasses.replace(dense(), val_acc=float("inf"))])
     assert not file.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from report_runs import make_run, make_study, write_run
 from secateur.errors import DataError
-from secateur.report import Result, append_result, read_results
+from secateur.report import Result, read_results, write_results
 from secateur.report.results import num_under_way
 
 CONFIG: dict[str, Any] = {
@@ -30,8 +30,7 @@ def line(status: str, **more: Any) -> dict[str, Any]:
 
 def test_all_fields_survive_a_file_of_results(tmp_path: Path) -> None:
     runs = make_study()
-    for run in runs:
-        append_result(tmp_path / "results.jsonl", run)
+    write_results(tmp_path / "results.jsonl", runs)
     assert list(read_results(tmp_path)) == runs
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from report_runs import CRITERIA, DOMAINS, RATIOS, SEEDS, make_run, make_study
 from secateur.cli import main
 from secateur.errors import DataError
-from secateur.report import Result, append_result, save_report
+from secateur.report import Result, save_report, write_results
 from secateur.report.answer import answer, findings
 from secateur.report.charts import Chart, Point, Series, draw
 from secateur.report.grids import Grid, domain_tables, table_one, tables_two_to_four, unseen_table, width_tables
@@ -422,10 +422,9 @@ def test_latex_and_markdown_show_text_as_it_was_written() -> None:
 
 
 def test_the_command_writes_the_report_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for run in make_study():
-        append_result(tmp_path / "runs" / "results.jsonl", run)
+    write_results(tmp_path / "runs" / "results.jsonl", make_study())
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    names = {"report.html", "tables.md", "tables.tex", "table.md", "accuracy.png"}
+    names = {"report.html", "tables.md", "tables.tex", "table.md", "results.jsonl", "accuracy.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     printed = capsys.readouterr().out
     assert "leave-one-domain-out" in printed and all(name in printed for name in names)
@@ -433,5 +432,5 @@ def test_the_command_writes_the_report_and_says_where(tmp_path: Path, capsys: py
 
 def test_a_report_without_a_curve_to_draw_has_no_figure(tmp_path: Path) -> None:
     written = save_report([make_run(None)], tmp_path, under_way=2)
-    assert [path.name for path in written] == ["report.html", "tables.md", "tables.tex", "table.md"]
+    assert [path.name for path in written] == ["report.html", "tables.md", "tables.tex", "table.md", "results.jsonl"]
     assert "2 are still under way or were cut short" in (tmp_path / "report.html").read_text()

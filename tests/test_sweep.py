@@ -31,7 +31,7 @@ from secateur.experiments.grid import expand
 from secateur.experiments.ledger import Ledger, SweepConfig
 from secateur.experiments.running import Outcome, unstarted
 from secateur.experiments.runs import append_line, make_folder, read_state, read_states, sole_driver
-from secateur.experiments.sweep import run_sweep
+from secateur.experiments.sweep import require_success, run_sweep
 from secateur.report import Result, read_results
 
 DOMAINS, CLASSES = ("dark", "dim", "light"), 10
@@ -81,8 +81,10 @@ def grid(pictures: Path, **changes: Any) -> tuple[RunConfig, ...]:
 
 
 def sweep(runs: Sequence[RunConfig], out: Path, **options: Any) -> tuple[Result, ...]:
-    """Carries out runs in this process, quietly."""
-    return run_sweep(runs, SweepConfig(out=out, workers=0, **options), Console(quiet=True))
+    """Carries out runs in this process, quietly; none may fail."""
+    results = run_sweep(runs, SweepConfig(out=out, workers=0, **options), Console(quiet=True))
+    require_success(results, out)
+    return results
 
 
 def accuracies(results: Sequence[Result]) -> list[tuple[float | None, ...]]:

@@ -14,8 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, or 2 with one line on stderr for what the user can mend."""
     import tyro
 
-    from secateur.cli.commands import Demo, Prune, Trace
+    from secateur.cli.commands import Prune, Trace
     from secateur.cli.data import Data
+    from secateur.cli.demo import Demo
     from secateur.cli.report import Report
     from secateur.cli.sweep import Sweep
 

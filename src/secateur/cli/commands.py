@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -32,7 +30,6 @@ from secateur.report import (
     describe_plan,
     explain,
     save_drawing,
-    table,
 )
 
 ModelName = Annotated[
@@ -266,61 +263,6 @@ class Prune:
         if self.combine is not None:
             return calibration_by_domain(split, **how)
         return {"all": calibration_batches(split, **how)}
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Prune, fine-tune and compare small models on digits-dg: five criteria, three ratios, one unseen domain."""
-
-    full: bool = False
-    """ViT, DeiT and BEiT instead of ViT only."""
-    out: Path | None = None
-    """Folder for the results; default: runs/ and the time."""
-    unseen: str | None = None
-    """Domain to test on and never train on; default: the one that digits-dg names (thick)."""
-    seed: int = 0
-    """Draws calibration images, the scores of random, and the order of fine-tuning."""
-    criteria: tuple[str, ...] = ("l1", "l2", "taylor", "hessian", "random")
-    """Criteria to compare."""
-    ratios: tuple[float, ...] = (0.5, 0.75, 0.95)
-    """Fractions of channels to remove."""
-    scope: Scope = "isomorphic"
-    """Rank channels within each family; "global" is the paper's way, under which the embedding of so small a model
-    goes first of all and takes everything with it at 75 %."""
-    epochs: int | None = None
-    """Epochs of fine-tuning; default: what suits digits-dg."""
-
-    def __call__(self, console: Console) -> None:
-        """Runs the study with progress, and ends with the table and the paths of what was written."""
-        from dataclasses import replace
-
-        from secateur.data import DataConfig
-        from secateur.experiments.study import FIGURE, RESULTS, TABLE, StudyConfig, run_study
-        from secateur.training import FinetuneConfig, FinetuneProgress
-
-        # Models so small gain nothing from more threads, and lose much when anything else runs on the other cores.
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)
-        out = self.out or Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        finetune = FinetuneConfig()
-        if self.epochs is not None:
-            finetune = replace(finetune, epochs=self.epochs, warmup_epochs=min(finetune.warmup_epochs, self.epochs / 5))
-        config = StudyConfig(
-            out=out,
-            models=("vit_digits", "deit_digits", "beit_digits") if self.full else ("vit_digits",),
-            criteria=self.criteria,
-            ratios=self.ratios,
-            scope=self.scope,
-            split=DataConfig(unseen=self.unseen),
-            finetune=finetune,
-            seeds=(self.seed,),
-        )
-        start = perf_counter()
-        with FinetuneProgress(runs=config.num_runs, console=console, lines="run") as progress:
-            results = run_study(config, progress)
-        console.print(table(results), highlight=False)
-        written = ", ".join(str(out / name) for name in (RESULTS, TABLE, FIGURE))
-        console.print(f"{perf_counter() - start:.0f} s; wrote {written}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _file_name(model: str) -> str:

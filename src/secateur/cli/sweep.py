@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from secateur.experiments.grid import Grid, load_grid
 from secateur.experiments.ledger import SweepConfig
 from secateur.experiments.runs import RunState, read_states
-from secateur.experiments.sweep import run_sweep
+from secateur.experiments.sweep import require_success, run_sweep
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Sweep:
         took = f"{len(results)} runs in {self.out} after {perf_counter() - start:.0f} s"
         line = f"{took}; see: secateur report {self.out}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+        require_success(results, self.out)
 
 
 def _default_trackers() -> tuple[str, ...]:

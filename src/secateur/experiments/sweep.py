@@ -23,6 +23,7 @@ from secateur.experiments.runs import (
     sole_driver,
 )
 from secateur.report import Result
+from secateur.report.results import CONFIG
 from secateur.training import Tick
 
 
@@ -30,12 +31,12 @@ def run_sweep(runs: Sequence[RunConfig], config: SweepConfig, console: Console) 
     """Carries out those of `runs` that are not done yet and returns the results of all, in the given order.
 
     Each has a folder in `config.out` (see `secateur.experiments.runs`). A sweep that was cut short goes on where it
-    was: finished runs are skipped, and those under way take up their last checkpoints. Runs go on when others fail.
+    was: finished runs are skipped, and those under way take up their last checkpoints. Runs go on when others fail;
+    see `require_success`.
 
     Raises:
         InputError: Another sweep is writing to the folder, Ray is missing, or a data set is not there.
         DataError: A run in the folder is of another version, or its record is broken.
-        SecateurError: Runs failed; all others are done, and everything is on record.
     """
     read_states(config.out)  # Before a lock is put into a folder that this version cannot go on with.
     where = data_places(runs, elsewhere=config.address is not None)
@@ -53,14 +54,17 @@ def run_sweep(runs: Sequence[RunConfig], config: SweepConfig, console: Console) 
                 from secateur.experiments.cluster import on_ray
 
                 on_ray(groups, ledger, where)
-    results = tuple(ledger.results[run.hash] for run in runs)
+    return tuple(ledger.results[run.hash] for run in runs)
+
+
+def require_success(results: Sequence[Result], out: Path) -> None:
+    """Raises SecateurError if runs failed: how many, and the first with its error; `out` is where all are on record."""
     if lost := [result for result in results if result.status == "failed"]:
-        first = next(run for run in runs if run.hash == lost[0].run)
+        first = RunConfig.from_json(lost[0].config, str(out / lost[0].run / CONFIG))
         raise SecateurError(
-            f"{len(lost)} of {len(runs)} runs failed, the first ({first.label}) with: {lost[0].error}; everything is "
-            f"on record in {config.out}, and --retry-failed runs them again"
+            f"{len(lost)} of {len(results)} runs failed, the first ({first.label}) with: {lost[0].error}; everything "
+            f"is on record in {out}"
         )
-    return results
 
 
 def _announce(progress: SweepProgress, runs: Sequence[RunConfig], todo: Sequence[RunConfig], died: str) -> None:

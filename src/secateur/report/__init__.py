@@ -1,18 +1,16 @@
 """What is shown and kept of a run: records, tables, figures, and descriptions of networks and plans."""
 
-from secateur.files import write_text, write_whole
 from secateur.report.describe import describe, describe_plan
 from secateur.report.drawing import check_drawing, save_drawing
 from secateur.report.explain import explain
 from secateur.report.figure import save_figure
 from secateur.report.page import save_report
-from secateur.report.results import Result, append_result, read_results
+from secateur.report.results import Result, read_results, write_results
 from secateur.report.table import COLUMNS, markdown, table
 
 __all__ = [
     "COLUMNS",
     "Result",
-    "append_result",
     "check_drawing",
     "describe",
     "describe_plan",
@@ -23,6 +21,5 @@ __all__ = [
     "save_figure",
     "save_report",
     "table",
-    "write_text",
-    "write_whole",
+    "write_results",
 ]

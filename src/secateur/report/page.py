@@ -15,7 +15,7 @@ from secateur.report import answer, grids, panels, published
 from secateur.report.figure import save_figure
 from secateur.report.grids import ABSENT, Cell, Column, Grid, Row, percent
 from secateur.report.latex import latex, markdown_grids
-from secateur.report.results import Result
+from secateur.report.results import RESULTS, Result, write_results
 from secateur.report.summary import Block, Run, blocks, data_name, distinct, flat
 from secateur.report.table import clock, markdown, quantity
 
@@ -51,8 +51,8 @@ def save_report(results: Sequence[Result], out: Path, *, under_way: int = 0) -> 
     """Writes the report of `results` into the folder `out` and returns the files: HTML, tables, and figure if any.
 
     `report.html` opens without a network. `tables.md` and `tables.tex` hold the same tables of means, `table.md` every
-    run on its own; `accuracy.png` is there if any pruned run with a dense baseline reached its end. `under_way` is the
-    number of runs that have not ended, for the report to tell.
+    run on its own, `results.jsonl` all that is known of each; `accuracy.png` is there if any pruned run with a dense
+    baseline reached its end. `under_way` is the number of runs that have not ended, for the report to tell.
 
     Raises:
         DataError: There is no run.
@@ -65,7 +65,8 @@ def save_report(results: Sequence[Result], out: Path, *, under_way: int = 0) -> 
     texts = {HTML: page, TABLES_MARKDOWN: markdown_grids(shown), TABLES_LATEX: latex(shown), TABLE: markdown(runs)}
     for name, text in texts.items():
         write_text(out / name, text)
-    written = [out / name for name in texts]
+    write_results(out / RESULTS, results)
+    written = [out / name for name in (*texts, RESULTS)]
     if any(panels.ratio_figure(block) for block in found):
         save_figure(runs, out / FIGURE)
         written.append(out / FIGURE)

@@ -1,17 +1,17 @@
-"""One run as a record, and the append-only file of records that a study leaves behind."""
+"""One run as a record, and the files that hold such records."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from secateur.errors import DataError
+from secateur.files import write_text
 from secateur.report.provenance import plain
 
 Status = Literal["ok", "failed"]
@@ -158,35 +158,26 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
             _check_type(f"{name}[{key!r}]", entry, annotation.removeprefix("Mapping[str, ").removesuffix("]"))
 
 
-def append_result(path: Path, result: Result) -> None:
-    """Appends one run as one line and waits until it is on the disk.
-
-    The line goes out in a single write on a file opened for appending, so that several processes may share the file
-    and a crash leaves at most one broken line at its end.
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Writes runs to one file, a line of JSON each.
 
     Raises:
-        DataError: A number is NaN or infinite, or the file already ends in a broken line.
+        DataError: A number is NaN or infinite; nothing is written.
     """
-    try:
-        text = json.dumps(result.to_record(), allow_nan=False, ensure_ascii=False)
-    except ValueError as error:
-        raise DataError(f"the run of {result.model} holds a number that is not finite: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                raise DataError(f"{path} ends in a line that was not written to its end; remove that line first")
-        file.write(text.encode("utf-8") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    lines: list[str] = []
+    for result in results:
+        try:
+            lines.append(json.dumps(result.to_record(), allow_nan=False, ensure_ascii=False) + "\n")
+        except ValueError as error:
+            raise DataError(f"the run of {result.model} holds a number that is not finite: {error}") from error
+    write_text(path, "".join(lines))
 
 
 def read_results(path: Path) -> tuple[Result, ...]:
     """Returns all runs that ended, well or not: of a file, or of a folder of any kind that holds runs.
 
-    `path` is a file of runs (one per line, in the order in which they ended), a folder holding `results.jsonl`, the
-    folder of one run, or a folder of such folders (in alphabetical order of what was run). Runs under way are left out.
+    `path` is a file of runs (one per line, as `write_results` leaves it), a folder holding `results.jsonl`, the folder
+    of one run, or a folder of such folders (in alphabetical order of what was run). Runs under way are left out.
 
     Raises:
         DataError: There is nothing of the kind, no run has ended, or a file is broken; the message names it.

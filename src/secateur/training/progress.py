@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,17 +43,13 @@ class FinetuneProgress:
         with FinetuneProgress(runs=2) as progress:
             finetune_(model, split, config, progress=progress.run("ViT-B, dense"))
 
-    On a terminal the bar of the present run stands above the bar of all runs. Elsewhere a line is printed per epoch
-    or per run, as `lines` says.
+    On a terminal the bar of the present run stands above the bar of all runs. Elsewhere a line is printed per epoch.
     """
 
-    def __init__(
-        self, runs: int = 1, *, console: Console | None = None, lines: Literal["epoch", "run"] = "epoch"
-    ) -> None:
+    def __init__(self, runs: int = 1, *, console: Console | None = None) -> None:
         """Takes the number of runs that will be announced by `run`, and the console to write to (default: stderr)."""
         self.console = console or Console(stderr=True)
         self.runs = runs
-        self.lines = lines
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -91,7 +87,7 @@ class FinetuneProgress:
         def watch(tick: Tick) -> None:
             last = tick.step == tick.steps
             self._bars.update(task, total=tick.steps, completed=tick.step, state=str(tick), refresh=last)
-            if not self.console.is_terminal and tick.val_accuracy is not None and (last or self.lines == "epoch"):
+            if not self.console.is_terminal and tick.val_accuracy is not None:
                 self.console.print(f"{count}{label}: {tick}", highlight=False, markup=False, soft_wrap=True)
 
         return watch
