@@ -21,6 +21,7 @@ from secateur.errors import DataError
 from secateur.report import Result, save_report, write_results
 from secateur.report.answer import answer, findings
 from secateur.report.charts import Chart, Point, Series, draw
+from secateur.report.choice import choice_table
 from secateur.report.grids import Grid, domain_tables, table_one, tables_two_to_four, unseen_table, width_tables
 from secateur.report.latex import latex, latex_text, markdown_grids
 from secateur.report.page import render
@@ -434,3 +435,32 @@ def test_a_report_without_a_curve_to_draw_has_no_figure(tmp_path: Path) -> None:
     written = save_report([make_run(None)], tmp_path, under_way=2)
     assert [path.name for path in written] == ["report.html", "tables.md", "tables.tex", "table.md", "results.jsonl"]
     assert "2 are still under way or were cut short" in (tmp_path / "report.html").read_text()
+
+
+def test_a_method_is_chosen_without_the_unseen_domain_and_beside_it_by_an_oracle() -> None:
+    # l1 is 3 points behind everywhere, but looks better on the sources under seed 1.
+    runs = [replace(r, val_acc=99.0) if r.criterion == "l1" and r.seed == 1 else r for r in make_study()]
+    (block,) = blocks(runs)
+    grid = choice_table(block)
+    assert grid is not None
+    assert [row.cells[1].text for row in grid.rows] == ["50 %", "75 %"]
+    half = grid.rows[0]
+    honest, oracle = [72 + s - 3 * (s == 1) for s in SEEDS], [72 + s for s in SEEDS]
+    assert half.cells[2].text == "hessian 4, l1 2" and half.cells[4].text == "hessian 6"
+    assert half.cells[3].value == pytest.approx(np.mean(honest))
+    assert half.cells[3].text.endswith(f"± {np.std(honest) / np.sqrt(3):.2f}")
+    assert half.cells[5].value == pytest.approx(np.mean(oracle))
+    assert half.cells[6].value == pytest.approx(1.0)
+    chosen = {(runs[i].criterion, runs[i].seed) for i in half.runs}
+    assert chosen == {("hessian", 0), ("l1", 1), ("hessian", 2)}
+    assert any("oracle" in column.full for column in grid.columns)
+
+
+def test_nothing_is_chosen_where_there_is_no_choice_or_no_unseen_domain() -> None:
+    alone = [run for run in make_study() if run.criterion != "l1"]
+    pooled = [make_run(c, r, None, s) for s in SEEDS for c, r in ((None, 0.0), ("l1", 0.5), ("hessian", 0.5))]
+    oracle = [replace(run, selection="oracle: looks at the unseen domain") for run in make_study()]
+    for runs in (alone, pooled, oracle):
+        assert [choice_table(block) for block in blocks(runs)] == [None]
+    (block,) = blocks([replace(r, val_acc=None) if r.criterion else r for r in make_study()])
+    assert choice_table(block) is None

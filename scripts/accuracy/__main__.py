@@ -19,6 +19,7 @@ from accuracy import peer
 from accuracy.measure import BUDGETS, Task, work
 from accuracy.records import Record, Setting, Unit, append, read
 from accuracy.report import CONTENDERS, best_setting, figure, grouped, table
+from secateur.criteria import find_criterion
 
 CRITERIA = ("l1", "l2", "lamp", "fpgm", "taylor", "taylor_signed", "hessian", "activation", "variance", "obs", "random")
 BY_DOMAIN = (
@@ -51,8 +52,9 @@ def one_shot(criteria: Sequence[str], scopes: Sequence[str], attentions: Sequenc
     """Returns all settings with these criteria and scopes, as far as each library has them, at all budgets."""
     settings: list[Setting] = []
     for a, s in itertools.product(attentions, scopes):
-        settings += [Setting("secateur", c, s, k, a) for c in criteria for k in ("none", "full")]
-        settings.append(Setting("secateur", "variance", s, "mean", a))
+        own = [c for c in criteria if not _is_global(c, s, a)]
+        settings += [Setting("secateur", c, s, k, a) for c in own for k in ("none", "full")]
+        settings += [Setting("secateur", c, s, "mean", a) for c in own if c == "variance"]
         if s in peer.SCOPES:
             settings += [Setting("torch-pruning", c, s, attention=a) for c in peer.CRITERIA if c in criteria]
     settings += [
@@ -62,6 +64,11 @@ def one_shot(criteria: Sequence[str], scopes: Sequence[str], attentions: Sequenc
         if c.split()[0] in criteria and "global" in scopes and "dims" in attentions
     ]
     return list(itertools.product(settings, BUDGETS))
+
+
+def _is_global(criterion: str, scope: str, attention: str) -> bool:
+    """Whether scope cost is scope global: so for normalised scores, ranked together anyway where no heads take part."""
+    return scope == "cost" and attention == "dims" and find_criterion(criterion).normalize
 
 
 def to_tune(records: Sequence[Record], model: str) -> list[Wanted]:

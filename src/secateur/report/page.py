@@ -12,6 +12,7 @@ from typing import Any
 from secateur.errors import DataError, InputError
 from secateur.files import write_text
 from secateur.report import answer, grids, panels, published
+from secateur.report.choice import choice_table
 from secateur.report.figure import save_figure
 from secateur.report.grids import ABSENT, Cell, Column, Grid, Row, percent
 from secateur.report.latex import latex, markdown_grids
@@ -74,11 +75,16 @@ def save_report(results: Sequence[Result], out: Path, *, under_way: int = 0) -> 
 
 
 def tables(found: Sequence[Block]) -> tuple[Grid, ...]:
-    """Returns the tables of means: the answer, Tables I to IV, and the accuracies per unseen domain."""
+    """Returns the tables of means: the answer, Tables I to IV, accuracies per unseen domain, and choosing by them."""
     answers = [answer.answer(block).grid for block in found]
     models = [grid for block in found for grid in grids.tables_two_to_four(block)]
-    unseen = [grids.unseen_table(block) for block in found if block.is_generalisation]
-    return (*(grid for grid in answers if grid), grids.table_one(found), *models, *unseen)
+    return (*(grid for grid in answers if grid), grids.table_one(found), *models, *_unseen_tables(found))
+
+
+def _unseen_tables(found: Sequence[Block]) -> list[Grid]:
+    """Returns the accuracies per unseen domain, and what choosing among the methods gets there."""
+    tables = [grids.unseen_table(block) for block in found if block.is_generalisation]
+    return tables + [grid for block in found if (grid := choice_table(block)) is not None]
 
 
 def render(results: Sequence[Result], *, under_way: int = 0) -> str:
@@ -130,7 +136,7 @@ def _content(results: Sequence[Result], under_way: int) -> dict[str, Any]:
         "filters": _filters(everything, sources),
         "tables": (grids.table_one(found), *(grid for block in found for grid in grids.tables_two_to_four(block))),
         "figures": drawn,
-        "unseen_tables": [grids.unseen_table(block) for block in found if block.is_generalisation],
+        "unseen_tables": _unseen_tables(found),
         "domain_tables": [grid for block in found for grid in grids.domain_tables(block)],
         "width_tables": [grid for block in found for grid in grids.width_tables(block)],
         "curves": [figure for block in found for figure in panels.curve_figures(block)],
