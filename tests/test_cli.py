@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import secateur
 from secateur.cli import main
@@ -175,6 +176,28 @@ def test_prune_by_domain_and_benefit(capsys: pytest.CaptureFixture[str], tmp_pat
     common = ["prune", "vit_tiny_patch16_224", "--out", tmp_path / "q", "--combine", "worst"]
     assert "--data" in refused(capsys, *common)
     assert "nothing to --combine" in refused(capsys, *common, "--data", "digits-dg", "--criterion", "l1")
+
+
+def test_prune_scores_by_domain_unless_told_otherwise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = ("--num-classes", 10, "--calibration-batches", 1, "--batch-size", 8, "--no-compensate")
+    for domain in ("ink", "paint"):
+        for label in range(10):
+            folder = tmp_path / "pictures" / domain / str(label)
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (8, 8), (20 * label, 100 * i, 0)).save(folder / f"{i}.png")
+    pictures = ("--data", tmp_path / "pictures", "--unseen", "ink", *few)
+    expected: dict[str, tuple[tuple[object, ...], str]] = {
+        "without images": ((), "lamp"),
+        "several domains": (("--data", "digits-dg", *few), "taylor (mean_minus_spread of plain, sketch, texture)"),
+        "one domain": (pictures, "taylor"),
+        "one domain, combined": ((*pictures, "--combine", "worst"), "taylor (worst of paint)"),
+        "named": (("--data", "digits-dg", *few, "--criterion", "hessian"), "hessian"),
+    }
+    for name, (options, criterion) in expected.items():
+        code, _, error = run(capsys, "prune", *TINY, *options, "--out", tmp_path / name)
+        assert code == 0, error
+        assert json.loads((tmp_path / name / "plan.json").read_text())["request"]["criterion"] == criterion, name
 
 
 def test_prune_by_a_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ class Trace:
             console.print(f"drawn to {drawing}", highlight=False, markup=False, soft_wrap=True)
 
 
+DEFAULT = {True: "taylor", False: "lamp"}
+"""The criterion of `secateur prune` with and without images: the best of docs/accuracy-table.md over all budgets."""
+DEFAULT_COMBINE = "mean_minus_spread"
+"""How the default criterion combines several domains of the images, by the same table."""
+
+
 @dataclass(frozen=True)
 class Prune:
     """Prune a model, show what goes from where, and save the smaller model."""
@@ -88,8 +94,9 @@ class Prune:
     model: ModelName
     out: Path
     """Folder for the pruned model; it must not exist, or be empty."""
-    criterion: str = "l2"
-    """What to remove first: l1, l2, lamp, fpgm, random; with --data taylor, hessian, activation, variance, obs …"""
+    criterion: str | None = None
+    """What to remove first: l1, l2, lamp, fpgm, random; with --data taylor, hessian, activation, variance, obs …
+    Default: taylor with --data, combined over its domains as mean_minus_spread if there are several; lamp without."""
     ratio: float | None = None
     """Fraction of channels to remove, in [0, 1); default 0.5, unless a budget is given."""
     macs: int | float | None = None
@@ -126,7 +133,8 @@ class Prune:
     data: str | None = None
     """Calibration images, for criteria that need them and for compensation: digits-dg, or root/domain/class/*.jpg."""
     combine: str | None = None
-    """Score the domains of the data apart and combine: mean, worst, mean_minus_spread or sign_agreement."""
+    """Score the domains of the data apart and combine: mean, worst, mean_minus_spread or sign_agreement. Default: only
+    if no criterion is named."""
     compensate: bool = True
     """Refit the remaining layers to the dense model's outputs on the calibration images, where there are any."""
     unseen: str | None = None
@@ -151,7 +159,7 @@ class Prune:
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio is {self.ratio}; it is the fraction of channels to remove and must lie in [0, 1)")
         preset = self._preset()
-        criterion = find_criterion(preset.criterion if preset else self.criterion)
+        criterion = find_criterion(preset.criterion if preset else self.criterion or DEFAULT[self.data is not None])
         if self.combine is not None and self.data is None:
             raise InputError("--combine is about the domains of calibration images: pass --data")
         if self.combine is not None and not criterion.needs_batches:
@@ -167,15 +175,20 @@ class Prune:
         )
         network = secateur.trace(opened.model, opened.inputs)
         needed = self.data is not None and (self.compensate or criterion.needs_batches or self.drop)
-        batches = self._batches(opened) if needed else {}
+        combine = self.combine
+        if self.data is not None and self.criterion is None and preset is None:
+            combine = combine or DEFAULT_COMBINE
+        batches = self._batches(opened, by_domain=combine is not None) if needed else {}
+        if self.combine is None and len(batches) == 1:
+            combine = None
         samples = [batch for own in batches.values() for batch in own]
         plans = secateur.prune_steps_(
             opened.model,
             opened.inputs,
             self.steps,
             criterion=criterion,
-            batches=(samples if self.combine is None else batches) if criterion.needs_batches else None,
-            combine=self.combine,
+            batches=(samples if combine is None else batches) if criterion.needs_batches else None,
+            combine=combine,
             branches=self._branches(network, opened, criterion, samples, preset),
             compensate=samples if samples and self.compensate else None,
             seed=self.seed,
@@ -236,8 +249,8 @@ class Prune:
         table = LatencyTable.measure(network, opened.model, opened.inputs, file=self.latency_table)
         return table.within(fraction=self.latency)
 
-    def _batches(self, opened: Opened) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Returns calibration images as the model takes them, by domain if these are combined, else all under one key.
+    def _batches(self, opened: Opened, *, by_domain: bool) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Returns calibration images as the model takes them, `by_domain` or all under one key.
 
         The model's classes must be those of the data.
         """
@@ -260,7 +273,7 @@ class Prune:
                 f"{self.model} tells {num_classes} classes apart, {self.data} has {split.num_classes}: pass a model "
                 f"trained on these data, or --num-classes {split.num_classes} for a fresh head"
             )
-        if self.combine is not None:
+        if by_domain:
             return calibration_by_domain(split, **how)
         return {"all": calibration_batches(split, **how)}
 
