@@ -97,8 +97,16 @@ def test_cross_validation_over_domains_sees_nothing_of_the_target(pacs: Path) ->
         assert not [i for part in parts_of(split).values() for i in part.ids if i.startswith("photo/")]
         assert split.selection == CROSS_VALIDATION and domain in split.protocol and "photo" in split.protocol
         assert split.train.augmented and not split.val.augmented
+        fold = load_split(pacs, config(split="domainbed", unseen="photo", without=domain))
+        assert fold.ids == split.ids and fold.protocol == split.protocol
     with pytest.raises(InputError, match="it needs split='domainbed' and unseen"):
         cross_validation(pacs, config(unseen="photo"))
+    with pytest.raises(InputError, match="it needs split='domainbed' and unseen"):
+        config(unseen="photo", without="sketch")
+    with pytest.raises(InputError, match="'photo' is the unseen domain"):
+        config(split="domainbed", unseen="photo", without="photo")
+    with pytest.raises(InputError, match="unknown source domain 'scetch'; did you mean 'sketch'"):
+        load_split(pacs, config(split="domainbed", unseen="photo", without="scetch"))
 
 
 # --- the paper, and official parts --------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from rich.console import Console
 
 import secateur
 from secateur.cli import main
+from secateur.data.protocol import DOMAINBED
 from secateur.errors import DataError, InputError, SecateurError
 from secateur.experiments import running
 from secateur.experiments.config import RunConfig
@@ -33,6 +34,8 @@ from secateur.experiments.running import Outcome, unstarted
 from secateur.experiments.runs import append_line, make_folder, read_state, read_states, sole_driver
 from secateur.experiments.sweep import require_success, run_sweep
 from secateur.report import Result, read_results
+from secateur.report.choice import choice_table
+from secateur.report.summary import blocks
 
 DOMAINS, CLASSES = ("dark", "dim", "light"), 10
 
@@ -164,6 +167,25 @@ def test_baselines_and_scores_are_made_once(pictures: Path, tmp_path: Path, monk
     seen.clear()
     sweep(grid(pictures, criteria=["taylor", "taylor_signed"], ratios=[0.5, 0.75, 0.9]), tmp_path)
     assert seen == {"calibrate": 1, "score": 2, "finetune_": 2}
+
+
+def test_folds_of_cross_validation_choose_a_criterion_for_the_unseen_domain(pictures: Path, tmp_path: Path) -> None:
+    split = {"image_size": 32, "augment": False, "split": "domainbed"}
+    short = {"epochs": 1, "warmup_epochs": 0.5, "batch_size": 32}
+    axes = {"criteria": ["l1", "random"], "ratios": 0.5, "without": ["dark", "dim", "light"]}
+    runs = grid(pictures, split=split, finetune=short, **axes)
+    assert [run.split.without for run in runs] == [None] * 3 + ["dark"] * 3 + ["dim"] * 3
+    results = sweep(runs, tmp_path / "runs")
+    assert {(r.unseen, r.protocol) for r in results} == {("light", DOMAINBED)}
+    assert [r.without for r in results] == [run.split.without for run in runs]
+    for fold in results[3:]:
+        assert set(fold.domain_acc) == {fold.without}
+        baseline = next(r for r in results if r.is_dense and r.without == fold.without)
+        assert fold.dense_test_acc == baseline.test_acc
+    (block,) = blocks(read_results(tmp_path / "runs"))
+    assert len(block.runs) == 3 and len(block.folds) == 6
+    table = choice_table(block)
+    assert table is not None and any("cross-validation" in column.full for column in table.columns)
 
 
 def test_a_failed_run_ends_no_other_and_is_run_again_only_when_asked(

@@ -136,6 +136,9 @@ def test_options_reach_every_run() -> None:
         ({"finetune": {"seed": 3}}, ["finetune.seed", "axis"]),
         ({"finetune": 3}, ["finetune", "found 3"]),
         ({"split": {"unseen": "thick"}}, ["unseen belongs beside split"]),
+        ({"without": "sketch"}, ["needs split='domainbed' and unseen"]),
+        ({"without": "sketch", "split": {"split": "domainbed"}}, ["saw sketch or thick", "weights: random"]),
+        ({"split": {"without": "sketch"}}, ["without belongs beside split"]),
         ({"split": {"val_fraction": 2.0}}, ["val_fraction must lie between 0 and 1"]),
         ({"calibration": {"batches": 0}}, ["calibration", "at least 1"]),
         ({"compensate": "yes please"}, ["compensate", "expected bool"]),
@@ -222,7 +225,7 @@ def test_the_papers_study_is_shipped_whole() -> None:
 
 
 def test_the_miniature_is_shipped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "check_shipped", lambda model, unseen: None)
+    monkeypatch.setattr(grid, "check_shipped", lambda *domains: None)
     runs = load_grid("digits").runs
     found = Counter((run.model, run.seed, run.split.unseen, run.prune is None) for run in runs)
     seeds = [("vit_digits", 0), ("vit_digits", 1), ("vit_digits", 2), ("deit_digits", 0), ("beit_digits", 0)]

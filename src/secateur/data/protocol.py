@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self, get_args
 
 import numpy as np
@@ -51,6 +51,9 @@ class DataConfig:
     - `official`, for sets with an official test part (CIFAR-10, Tiny ImageNet): tested on that, validated on a
       hold-out of the training part; `within_train` uses the training part alone, 80/10/10 %, stratified by class.
 
+    `without` makes a fold of leave-one-domain-out cross-validation inside `domainbed`: that source domain is left out
+    of training too, and the run is validated on what DomainBed looks at of it and tested on what DomainBed holds out.
+
     `val_fraction` is the share held out in `leave_one_out` and `domainbed` (None: 0.2) and in `official` (None: 0.1).
     `seed` chooses the hold-out. `image_size` in pixels, `mean` and `std` per channel (of values in 0..1): None is the
     data set's own. `augment` says whether training images are augmented; `verify` decodes every image file before use,
@@ -69,6 +72,7 @@ class DataConfig:
     verify: bool = False
     cache: bool = False
     domain_column: str = "domain"
+    without: str | None = None
 
     def __post_init__(self) -> None:
         """Raises `InputError` for values that no data set could use."""
@@ -78,6 +82,10 @@ class DataConfig:
             raise InputError(
                 f"split {self.split!r} has no unseen domain, but unseen={self.unseen!r} was given; drop one"
             )
+        if self.without is not None and (self.split != "domainbed" or self.unseen is None):
+            raise InputError("cross-validation over domains is DomainBed's: it needs split='domainbed' and unseen")
+        if self.without is not None and self.without == self.unseen:
+            raise InputError(f"{self.unseen!r} is the unseen domain; without must name one that is trained on")
         if self.seed < 0:
             raise InputError(f"seed must not be negative, found {self.seed}")
         if self.val_fraction is not None and not 0.0 < self.val_fraction < 1.0:
@@ -267,7 +275,8 @@ def split_collection(collection: Collection, config: DataConfig) -> Split:
         return _parts(collection, config, _pooled(images, config.seed, (0.17, 0.10)), None, IID_POOLED)
     unseen = _unseen(collection, config)
     if config.split == "domainbed":
-        return _parts(collection, config, _domainbed(images, unseen, config), unseen, DOMAINBED)
+        whole = _parts(collection, config, _domainbed(images, unseen, config), unseen, DOMAINBED)
+        return whole if config.without is None else _fold(whole, config.without, config)
     return _parts(collection, config, _left_out(images, unseen, config), unseen, LEAVE_ONE_OUT)
 
 
@@ -313,6 +322,28 @@ def _parts(
         data=collection.name,
         checksum=collection.checksum,
         seed=config.seed,
+    )
+
+
+def _fold(whole: Split, domain: str, config: DataConfig) -> Split:
+    """Returns a split with the training images of all sources but `domain`, validated on that one."""
+    if domain not in whole.domains:
+        raise unknown_name("source domain", domain, whole.domains)
+    if len(whole.domains) < 2:
+        raise InputError(f"cross-validation needs two source domains or more, found {domain}")
+    inside = np.array([its == domain for its in whole.train.domains])
+    outside = np.array([its == domain for its in whole.val.domains])
+    return replace(
+        whole,
+        train=whole.train.take(np.flatnonzero(~inside), augmented=config.augment),
+        val=whole.train.take(np.flatnonzero(inside)),
+        test=whole.val.take(np.flatnonzero(outside)),
+        domains=tuple(its for its in whole.domains if its != domain),
+        unseen=None,
+        protocol=f"{whole.protocol}; inside the sources, without {domain} and {whole.unseen}",
+        selection=CROSS_VALIDATION,
+        oracle=None,
+        duplicates=(),
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from secateur.data.digits import collect_digits
 from secateur.data.folder import collect_folder
 from secateur.data.hub import PREFIX, collect_hub, is_saved_dataset
 from secateur.data.protocol import Collection, DataConfig, Split, split_collection
-from secateur.data.stored import inner_splits, read_split
-from secateur.errors import DataError, unknown_name
+from secateur.data.stored import read_split
+from secateur.errors import DataError, InputError, unknown_name
 
 DATASETS: dict[str, Callable[[DataConfig], Collection]] = {"digits-dg": collect_digits}
 """Data sets that come with the package, by name."""
@@ -60,5 +61,8 @@ def cross_validation(name_or_path: str | Path, config: DataConfig) -> dict[str, 
 
     Raises `InputError` unless `config.split` is `domainbed`, or with fewer than two source domains.
     """
+    if config.split != "domainbed" or config.unseen is None:
+        raise InputError("cross-validation over domains is DomainBed's: it needs split='domainbed' and unseen")
     collection = collect(name_or_path, config)
-    return inner_splits(collection, config)
+    domains = split_collection(collection, config).domains
+    return {domain: split_collection(collection, replace(config, without=domain)) for domain in domains}

@@ -1,16 +1,12 @@
-"""Splits as files, and the splits inside a split that cross-validation over domains needs."""
+"""Splits as files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from secateur.data.protocol import CROSS_VALIDATION, Collection, DataConfig, Split, split_collection
-from secateur.errors import DataError, InputError
+from secateur.data.protocol import Collection, DataConfig, Split
+from secateur.errors import DataError
 from secateur.files import write_text
 
 _FORMAT = 1
@@ -62,35 +58,3 @@ def read_split(path: Path, collection: Collection, config: DataConfig) -> Split:
         fields[name] = tuple(fields[name])
     fields["duplicates"] = tuple(map(tuple, fields["duplicates"]))
     return Split(**images, **fields)
-
-
-def inner_splits(collection: Collection, config: DataConfig) -> dict[str, Split]:
-    """Returns the splits of leave-one-domain-out cross-validation; see `cross_validation`."""
-    if config.split != "domainbed" or config.unseen is None:
-        raise InputError("cross-validation over domains is DomainBed's: it needs split='domainbed' and unseen")
-    whole = split_collection(collection, config)
-    if len(whole.domains) < 2:
-        raise InputError(f"cross-validation needs two source domains or more, found {', '.join(whole.domains)}")
-    return {domain: _without(whole, domain, config) for domain in whole.domains}
-
-
-def _without(whole: Split, domain: str, config: DataConfig) -> Split:
-    """Returns a split with the training images of all sources but `domain`, validated on that one."""
-    inside = np.array([its == domain for its in whole.train.domains])
-    outside = np.array([its == domain for its in whole.val.domains])
-    return replace(
-        whole,
-        train=whole.train.take(np.flatnonzero(~inside), augmented=config.augment),
-        val=whole.train.take(np.flatnonzero(inside)),
-        test=whole.val.take(np.flatnonzero(outside)),
-        domains=_others(whole.domains, domain),
-        unseen=None,
-        protocol=f"{whole.protocol}; inside the sources, without {domain} and {whole.unseen}",
-        selection=CROSS_VALIDATION,
-        oracle=None,
-        duplicates=(),
-    )
-
-
-def _others(domains: Sequence[str], domain: str) -> tuple[str, ...]:
-    return tuple(its for its in domains if its != domain)

@@ -82,8 +82,13 @@ def weights_file(name: str, unseen: str | None) -> str:
     return f"{name}-{unseen or 'pooled'}.safetensors"
 
 
-def check_shipped(name: str, unseen: str | None) -> None:
-    """Raises `InputError` unless weights of a base model are shipped for an unseen domain."""
+def check_shipped(name: str, unseen: str | None, without: str | None = None) -> None:
+    """Raises `InputError` unless weights of a base model are shipped that saw neither of two domains."""
+    if without is not None:
+        raise InputError(
+            f"all weights of {name} that are shipped saw {without} or {unseen}, so a fold of cross-validation without "
+            "both cannot start from them; ask for weights: random"
+        )
     _shipped(name, unseen)
 
 

@@ -146,6 +146,7 @@ class RunConfig:
         if self.prune is not None:
             what = f"{self.prune.criterion} {self.prune.amount} {self.prune.scope}"
         unseen = f", unseen {self.split.unseen}" if self.split.unseen else ""
+        unseen += f", without {self.split.without}" if self.split.without else ""
         return f"{self.model}, {what}, {self.data}{unseen}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@
       - {models: vit_digits, seeds: [1, 2]}
     finetune: {recipe: default, epochs: 10}
 
-All other keys hold for every run (`OPTIONS`). Each model, data set, unseen domain and seed also gets its dense
-baseline; without `criteria` there are only those.
+`without: [sketch, photo]` adds to each run the folds of cross-validation that leave out one of these source domains as
+well (see `DataConfig`). All other keys hold for every run (`OPTIONS`). Each model, data set, unseen domain and seed
+also gets its dense baseline; without `criteria` there are only those.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from secateur.experiments.models import check_name
 from secateur.experiments.reading import build, convert
 from secateur.training import FinetuneConfig
 
-AXES = ("models", "criteria", "scopes", "ratios", "macs", "datasets", "unseen", "seeds")
+AXES = ("models", "criteria", "scopes", "ratios", "macs", "datasets", "unseen", "without", "seeds")
 _PRUNE_OPTIONS = ("attention", "keep", "min_channels", "round_to", "compensate", "calibration")
 _RUN_OPTIONS = ("weights", "probe_epochs", "latency_batch")
 OPTIONS = ("finetune", "split", "family_ratios", *_PRUNE_OPTIONS, *_RUN_OPTIONS)
@@ -136,6 +137,8 @@ def _axes(content: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
     axes = {axis: _values(content[axis], axis, source) for axis in AXES if axis in content}
     if "ratios" in axes and "macs" in axes:
         raise InputError(f"{source}: ratios and macs are both given; one of them says how much goes")
+    if "without" in axes:
+        axes["without"].insert(0, None)
     return axes
 
 
@@ -183,6 +186,7 @@ _KINDS: Mapping[str, Any] = {
     "macs": int | float,
     "datasets": str | Dataset,
     "unseen": str,
+    "without": str,
     "seeds": int,
 }
 _CHECKS: Mapping[str, Callable[[Any], object]] = {
@@ -201,7 +205,17 @@ def _product(axes: Mapping[str, list[Any]], split: str, source: str) -> list[Poi
     A data set that names unseen domains of its own, or is split without any, does not take the common ones; `split` is
     the kind of split of those that say none.
     """
-    order: tuple[str, ...] = ("models", "datasets", "unseen", "seeds", "criteria", "scopes", "ratios", "macs")
+    order: tuple[str, ...] = (
+        "models",
+        "datasets",
+        "unseen",
+        "without",
+        "seeds",
+        "criteria",
+        "scopes",
+        "ratios",
+        "macs",
+    )
     points: list[Point] = []
     for given in axes["datasets"]:
         dataset = Dataset(data=given) if isinstance(given, str) else given
@@ -212,7 +226,9 @@ def _product(axes: Mapping[str, list[Any]], split: str, source: str) -> list[Poi
             raise InputError(f"{source}: unseen must be given: the domain of {dataset.data} that is never trained on")
         values: dict[str, Sequence[Any]] = {**axes, "datasets": [dataset], "unseen": unseen}
         for chosen in itertools.product(*(values[axis] for axis in order)):
-            points.append(dict(zip(order, chosen, strict=True)))
+            point: Point = dict(zip(order, chosen, strict=True))
+            if point["without"] is None or point["without"] != point["unseen"]:
+                points.append(point)
     # Models outermost, whatever the number of data sets.
     return sorted(points, key=lambda point: axes["models"].index(point["models"]))
 
@@ -280,16 +296,18 @@ class _Options:
         """Returns the run at a point of the grid."""
         dataset: Dataset = point["datasets"]
         where = f"{self.source}: split of {dataset.data}"
-        if "unseen" in self.split or "unseen" in dataset.split:
-            raise InputError(f"{where}: unseen belongs beside split, not into it")
-        split = build(DataConfig, {**self.split, **dataset.split, "unseen": point["unseen"]}, where)
+        axes = {"unseen": point["unseen"], "without": point["without"]}
+        for axis in axes:
+            if axis in self.split or axis in dataset.split:
+                raise InputError(f"{where}: {axis} belongs beside split, not into it")
+        split = build(DataConfig, {**self.split, **dataset.split, **axes}, where)
         own_head = point["models"] in BASE_MODELS
         options: dict[str, Any] = {"probe_epochs": PROBE_EPOCHS, **self.run_options} | (
             {"probe_epochs": 0} if own_head else {}
         )
         try:
             if own_head and options.get("weights") != "random":
-                check_shipped(point["models"], point["unseen"])
+                check_shipped(point["models"], point["unseen"], point["without"])
             return RunConfig(
                 model=point["models"],
                 data=dataset.data,

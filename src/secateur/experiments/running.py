@@ -231,13 +231,9 @@ def carry_out(config: RunConfig, given: Given, place: Place, watch: Watcher | No
     Raises what allocation, the cut and fine-tuning raise, and InputError if scores failed or a teacher is lacking.
     """
     start = _start(config, given.prepared, place)
-    run = replace(
-        unstarted(config),
-        unseen=start.split.unseen,
-        protocol=start.split.protocol,
-        dense_params=start.network.params,
-        dense_macs=start.network.macs,
-    )
+    run = replace(unstarted(config), dense_params=start.network.params, dense_macs=start.network.macs)
+    if config.split.without is None:
+        run = replace(run, unseen=start.split.unseen, protocol=start.split.protocol)
     if config.has_teacher and given.teacher is None:
         raise InputError(f"{config.label} learns from its dense baseline, which has left no weights")
     teacher = None
@@ -297,6 +293,7 @@ def unstarted(config: RunConfig) -> Result:
         seed=config.seed,
         data=config.data,
         unseen=config.split.unseen,
+        without=config.split.without,
         protocol=PROTOCOLS.get(config.split.split, config.split.split),
         config_hash=config.hash,
         run=config.hash,
@@ -389,7 +386,7 @@ def _tested(config: RunConfig, run: Result, model: nn.Module, split: Split, reco
         return evaluate(model, images, num_classes=split.num_classes, workers=config.finetune.workers)
 
     test = accuracy(split.test)
-    domains = {domain: accuracy(_of_domain(split.val, domain)) for domain in split.domains}
+    domains = {domain: accuracy(_of_domain(split.val, domain)) for domain in sorted(set(split.val.domains))}
     return replace(
         run,
         val_acc=accuracy(split.val),

@@ -94,8 +94,8 @@ def render(results: Sequence[Result], *, under_way: int = 0) -> str:
         DataError: There is no run.
         InputError: jinja2 or matplotlib are not installed.
     """
-    if not results:
-        raise DataError("nothing to report: there is no run")
+    if all(result.without for result in results):
+        raise DataError("nothing to report: there is no run, other than folds of cross-validation")
     try:
         import jinja2
         import matplotlib  # noqa: F401
@@ -121,7 +121,7 @@ def _content(results: Sequence[Result], under_way: int) -> dict[str, Any]:
     """Returns everything that the page shows."""
     runs = distinct(results)
     found = _ordered(blocks(runs))
-    everything = sorted((run for block in found for run in block.runs), key=lambda run: run.index)
+    everything = sorted((run for b in found for run in (*b.runs, *b.folds)), key=lambda run: run.index)
     answers = [answer.answer(block) for block in found]
     sources = [grids.OURS] + (["paper"] if any("paper" in _sources(g) for g in tables(found)) else [])
     drawn = [figure for b in found for figure in (panels.ratio_figure(b), panels.pareto_figure(b)) if figure]
@@ -191,7 +191,7 @@ def _filters(runs: Sequence[Run], sources: Sequence[str]) -> dict[str, list[str]
 def _title(run: Run) -> str:
     result = run.result
     amount = f" at {percent(result.ratio)}" if not result.is_dense else ""
-    unseen = f", unseen {result.unseen}" if result.unseen else ""
+    unseen = f", {result.left_out}" if result.unseen else ""
     return f"{result.model}, {run.method}{amount}, {data_name(result.data)}{unseen}, seed {result.seed}"
 
 
@@ -226,7 +226,8 @@ def _run_row(run: Run) -> Row:
 
     cells = (
         *(Cell(r.model), Cell(run.method), Cell("" if r.is_dense else percent(r.ratio), r.ratio)),
-        *(Cell(data_name(r.data)), Cell(r.unseen or "pooled (i.i.d.)"), Cell(str(r.seed), r.seed)),
+        *(Cell(data_name(r.data)), Cell(r.left_out.removeprefix("unseen ") or "pooled (i.i.d.)")),
+        Cell(str(r.seed), r.seed),
         *(cell(r.val_acc, ".2f"), cell(r.test_acc, ".2f"), cell(None if r.is_dense else r.delta_acc, "+.2f")),
         Cell(ABSENT) if r.params is None else Cell(quantity(r.params), r.params),
         Cell(ABSENT) if r.macs is None else Cell(quantity(r.macs), r.macs),

@@ -32,6 +32,9 @@ class Result:
     `macs` are multiply-accumulates per image; `latency` and `dense_latency` are seconds per batch, timed in turns.
     A failed run says why in `error`, and has None for what it did not reach.
 
+    `without` is the source domain that a fold of cross-validation left out of training as well: both accuracies are
+    then on that domain, and the run is for choosing among settings, not to be reported.
+
     `run` is the hash of the complete configuration `config`, and `command` reproduces the run. `domain_acc` has the
     accuracy in percent per domain: of the sources on their validation part, of the unseen one on all of it.
     `selection` says how the epoch was chosen. `widths` has an entry per group of channels: name, kind, family, and
@@ -72,11 +75,18 @@ class Result:
     curve: Sequence[Mapping[str, float]] = ()
     prune_seconds: float | None = None
     train_images_per_second: float | None = None
+    without: str | None = None
 
     @property
     def is_dense(self) -> bool:
         """Whether this is the baseline that nothing was removed from."""
         return self.criterion is None
+
+    @property
+    def left_out(self) -> str:
+        """The unseen domain and, in a fold of cross-validation, the other one that was not trained on, in words."""
+        fold = f", without {self.without}" if self.without else ""
+        return f"unseen {self.unseen}{fold}" if self.unseen else ""
 
     @property
     def delta_acc(self) -> float | None:
@@ -259,6 +269,7 @@ def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config.get("seed", 0),
         "data": config.get("data", "unknown"),
         "unseen": split.get("unseen"),
+        "without": split.get("without"),
         "protocol": split.get("split", "unknown"),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from statistics import fmean, pstdev
@@ -93,12 +93,14 @@ class Block:
     """What may be compared: runs on one data set under one protocol.
 
     `is_oracle` says whether the epoch was chosen by looking at the unseen domain; such runs make a block of their own.
+    `folds` are runs of cross-validation, which serve to choose among settings and are not reported themselves.
     """
 
     data: str
     protocol: str
     is_oracle: bool
     runs: tuple[Run, ...]
+    folds: tuple[Run, ...] = ()
 
     @property
     def title(self) -> str:
@@ -161,22 +163,33 @@ def data_name(data: str) -> str:
 
 
 def distinct(results: Sequence[Result]) -> tuple[Result, ...]:
-    """Returns the runs without those that were run again or given twice: the last one of each counts."""
+    """Returns the runs without those that were run again or given twice: the last one of each counts.
+
+    Folds of cross-validation that go with no run are left out as well.
+    """
     last: dict[Any, Result] = {}
     for result in results:
         key = result.run or (*_place(result), result.config_hash)
         last.pop(key, None)
         last[key] = result
-    return tuple(last.values())
+    reported = {(run.data, run.protocol) for run in last.values() if run.without is None}
+    return tuple(run for run in last.values() if (run.data, run.protocol) in reported)
 
 
 def blocks(results: Sequence[Result]) -> tuple[Block, ...]:
     """Returns what may be compared with one another; runs are numbered by their place in `results`."""
-    methods = _methods(results)
+    runs = [Run(i, *pair) for i, pair in enumerate(zip(results, _methods(results), strict=True))]
     parts: dict[_Key, list[Run]] = {}
-    for i, (result, method) in enumerate(zip(results, methods, strict=True)):
-        parts.setdefault((result.data, result.protocol, _is_oracle(result)), []).append(Run(i, result, method))
-    return _adopted({key: Block(*key, tuple(runs)) for key, runs in parts.items()})
+    for run in runs:
+        if run.result.without is None:
+            key = (run.result.data, run.result.protocol, _is_oracle(run.result))
+            parts.setdefault(key, []).append(run)
+    folds: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.result.without is not None:
+            folds.setdefault((run.result.data, run.result.protocol), []).append(run)
+    found = _adopted({key: Block(*key, tuple(its)) for key, its in parts.items()})
+    return tuple(replace(block, folds=tuple(folds.get((block.data, block.protocol), ()))) for block in found)
 
 
 def _is_oracle(result: Result) -> bool:
@@ -201,7 +214,7 @@ def _adopted(found: Mapping[_Key, Block]) -> tuple[Block, ...]:
 def _place(result: Result) -> tuple[Any, ...]:
     """Returns what the report tells runs apart by."""
     return (
-        *(result.data, result.protocol, _is_oracle(result), result.unseen),
+        *(result.data, result.protocol, _is_oracle(result), result.unseen, result.without),
         *(result.model, result.criterion, result.scope, result.ratio, result.seed),
     )
 

@@ -64,7 +64,7 @@ def sections(results: Sequence[Result]) -> tuple[Section, ...]:
     """
     parts: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
-        key = (result.model, result.data, result.protocol, result.unseen, result.seed)
+        key = (result.model, result.data, result.protocol, result.unseen, result.without, result.seed)
         parts.setdefault(key, []).append(result)
     found = []
     for part in parts.values():
@@ -76,7 +76,7 @@ def sections(results: Sequence[Result]) -> tuple[Section, ...]:
 def _section(part: list[Result], scope: str) -> Section:
     first = part[0]
     ordered = sorted(part, key=lambda result: (not result.is_dense, result.ratio))
-    unseen = f", unseen {first.unseen}" if first.unseen else ""
+    unseen = f", {first.left_out}" if first.unseen else ""
     ranked = f"{scope} scope, " if scope else ""
     title = f"{first.model} on {first.data}, {first.protocol}{unseen}; {ranked}seed {first.seed}"
     failures = tuple(f"{_name(r)} at {r.ratio:.0%} failed: {r.error}" for r in ordered if r.status == "failed")
