@@ -178,7 +178,9 @@ def test_prune_by_domain_and_benefit(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "nothing to --combine" in refused(capsys, *common, "--data", "digits-dg", "--criterion", "l1")
 
 
-def test_prune_scores_by_domain_unless_told_otherwise(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_prune_chooses_by_the_images_that_there_are_unless_told_otherwise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     few = ("--num-classes", 10, "--calibration-batches", 1, "--batch-size", 8, "--no-compensate")
     for domain in ("ink", "paint"):
         for label in range(10):
@@ -189,10 +191,10 @@ def test_prune_scores_by_domain_unless_told_otherwise(capsys: pytest.CaptureFixt
     pictures = ("--data", tmp_path / "pictures", "--unseen", "ink", *few)
     expected: dict[str, tuple[tuple[object, ...], str]] = {
         "without images": ((), "lamp"),
-        "several domains": (("--data", "digits-dg", *few), "taylor (mean_minus_spread of plain, sketch, texture)"),
-        "one domain": (pictures, "taylor"),
+        "several domains": (("--data", "digits-dg", *few), "taylor (worst of plain, sketch, texture)"),
+        "one domain": (pictures, "hessian"),
         "one domain, combined": ((*pictures, "--combine", "worst"), "taylor (worst of paint)"),
-        "named": (("--data", "digits-dg", *few, "--criterion", "hessian"), "hessian"),
+        "named": (("--data", "digits-dg", *few, "--criterion", "variance"), "variance"),
     }
     for name, (options, criterion) in expected.items():
         code, _, error = run(capsys, "prune", *TINY, *options, "--out", tmp_path / name)

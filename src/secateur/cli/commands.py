@@ -81,10 +81,8 @@ class Trace:
             console.print(f"drawn to {drawing}", highlight=False, markup=False, soft_wrap=True)
 
 
-DEFAULT = {True: "taylor", False: "lamp"}
-"""The criterion of `secateur prune` with and without images: the best of docs/accuracy-table.md over all budgets."""
-DEFAULT_COMBINE = "mean_minus_spread"
-"""How the default criterion combines several domains of the images, by the same table."""
+WITHOUT_IMAGES, WITH_ONE_DOMAIN, WITH_SEVERAL = ("lamp", None), ("hessian", None), ("taylor", "worst")
+"""The criterion of `secateur prune` and how it combines domains of images: the best of docs/accuracy-table.md."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Prune:
     """Folder for the pruned model; it must not exist, or be empty."""
     criterion: str | None = None
     """What to remove first: l1, l2, lamp, fpgm, random; with --data taylor, hessian, activation, variance, obs …
-    Default: taylor with --data, combined over its domains as mean_minus_spread if there are several; lamp without."""
+    Default: lamp; with --data hessian or, if the images are of several domains, taylor combined as worst."""
     ratio: float | None = None
     """Fraction of channels to remove, in [0, 1); default 0.5, unless a budget is given."""
     macs: int | float | None = None
@@ -159,7 +157,7 @@ class Prune:
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(f"ratio is {self.ratio}; it is the fraction of channels to remove and must lie in [0, 1)")
         preset = self._preset()
-        criterion = find_criterion(preset.criterion if preset else self.criterion or DEFAULT[self.data is not None])
+        criterion, combine = self._method(preset)
         if self.combine is not None and self.data is None:
             raise InputError("--combine is about the domains of calibration images: pass --data")
         if self.combine is not None and not criterion.needs_batches:
@@ -175,12 +173,8 @@ class Prune:
         )
         network = secateur.trace(opened.model, opened.inputs)
         needed = self.data is not None and (self.compensate or criterion.needs_batches or self.drop)
-        combine = self.combine
-        if self.data is not None and self.criterion is None and preset is None:
-            combine = combine or DEFAULT_COMBINE
         batches = self._batches(opened, by_domain=combine is not None) if needed else {}
-        if self.combine is None and len(batches) == 1:
-            combine = None
+        criterion, combine = self._method(preset, len(batches))
         samples = [batch for own in batches.values() for batch in own]
         plans = secateur.prune_steps_(
             opened.model,
@@ -201,6 +195,16 @@ class Prune:
         secateur.save(opened.model, plan, self.out, source=opened.source)
         console.print(describe_plan(plan), highlight=False)
         console.print(f"saved to {self.out}", highlight=False, markup=False, soft_wrap=True)
+
+    def _method(self, preset: Preset | None, domains: int = 2) -> tuple[Criterion, str | None]:
+        """Returns the criterion and how it combines the domains of the images, of which there are so many."""
+        if preset is not None:
+            return find_criterion(preset.criterion), self.combine
+        if self.criterion is not None:
+            return find_criterion(self.criterion), self.combine
+        several = domains > 1 or self.combine is not None
+        name, combine = WITHOUT_IMAGES if self.data is None else WITH_SEVERAL if several else WITH_ONE_DOMAIN
+        return find_criterion(name), self.combine or combine
 
     def _preset(self) -> Preset | None:
         """Returns the preset that was asked for; what it chooses may not be chosen as well."""
