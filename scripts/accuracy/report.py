@@ -49,8 +49,10 @@ def grouped(records: Sequence[Record]) -> dict[tuple[str, float], dict[Setting, 
 def best_setting(rows: dict[Setting, list[Record]], chosen: Callable[[Setting], bool]) -> Setting | None:
     """Returns the setting of the best accuracy on the *source* domains after one shot: never chosen by the unseen.
 
-    A setting that was not measured with every unseen domain that others were is not compared.
+    Settings are compared under the first seed, which has all of them, if they were measured with every unseen domain.
     """
+    first = min(r.unit.seed for records in rows.values() for r in records)
+    rows = {s: [r for r in records if r.unit.seed == first] for s, records in rows.items()}
     domains = {r.unit.unseen for records in rows.values() for r in records}
     complete = {s: r for s, r in rows.items() if chosen(s) and {one.unit.unseen for one in r} == domains}
     scored = {s: mean_and_error(r, COLUMNS["seen, one shot"]) for s, r in complete.items()}
