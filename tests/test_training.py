@@ -394,14 +394,15 @@ def test_latency_of_nothing_is_refused() -> None:
 # --- base models ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("unseen", "least"), [("plain", 60), ("sketch", 20), ("texture", 55), ("thick", 60)])
 @pytest.mark.parametrize("name", BASE_MODELS)
-def test_shipped_models_know_their_sources_and_generalise_in_part(name: str) -> None:
-    split = load_split("digits-dg", DataConfig(unseen="thick"))
-    model = base_model(name, "thick")
+def test_shipped_models_know_their_sources_and_generalise_in_part(name: str, unseen: str, least: int) -> None:
+    split = load_split("digits-dg", DataConfig(unseen=unseen))
+    model = base_model(name, unseen)
     assert not any(module.training for module in model.modules())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert evaluate(model, split.val, num_classes=10) > 95
-    assert 60 < evaluate(model, split.test, num_classes=10) < 95
+    assert least < evaluate(model, split.test, num_classes=10) < 97
 
 
 def test_shipped_weights_are_small() -> None:
