@@ -18,7 +18,7 @@ from pathlib import Path
 from accuracy import peer
 from accuracy.measure import BUDGETS, Task, work
 from accuracy.records import Record, Setting, Unit, append, read
-from accuracy.report import CONTENDERS, best_setting, figure, grouped, table
+from accuracy.report import CONTENDERS, best_setting, figure, grouped, summary, table
 from secateur.criteria import find_criterion
 
 CRITERIA = ("l1", "l2", "lamp", "fpgm", "taylor", "taylor_signed", "hessian", "activation", "variance", "obs", "random")
@@ -90,10 +90,12 @@ def main() -> None:
     parser.add_argument("--scopes", nargs="+", default=list(SCOPES), choices=SCOPES)
     parser.add_argument("--libraries", nargs="+", default=LIBRARIES, choices=LIBRARIES)
     parser.add_argument("--attention", nargs="+", default=["heads", "dims"], choices=["heads", "dims"])
-    parser.add_argument("--only", nargs="+", default=["oneshot", "tune"], choices=["oneshot", "tune"])
+    parser.add_argument("--only", nargs="*", default=["oneshot", "tune"], help="oneshot, tune, or nothing: just draw")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs")
     args = parser.parse_args()
+    if unknown := set(args.only) - {"oneshot", "tune"}:
+        parser.error(f"--only takes oneshot and tune, not {', '.join(unknown)}")
     path = args.out / "accuracy.jsonl"
     units = [Unit(m, d, s) for s in args.seeds for d in args.domains for m in args.models]
     for stage in args.only:
@@ -110,7 +112,9 @@ def main() -> None:
                 append(path, records)
                 print(f"{stage}: {number} of {len(tasks)}, {records[0].unit}, {records[0].setting}", flush=True)
     records = read(path)
-    (args.out / "accuracy-table.md").write_text("\n".join([f"# {__doc__}".rstrip(), *table(records)]) + "\n")
+    (args.out / "accuracy-table.md").write_text(
+        "\n".join([f"# {__doc__}".rstrip(), *summary(records), *table(records)]) + "\n"
+    )
     figure(records, args.out / "accuracy.png")
 
 

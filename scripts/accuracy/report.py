@@ -60,6 +60,10 @@ def best_setting(rows: dict[Setting, list[Record]], chosen: Callable[[Setting], 
     return max(known, key=lambda s: known[s]) if known else None
 
 
+def is_dense(setting: Setting) -> bool:
+    return setting.library == "dense"
+
+
 def is_ours(setting: Setting) -> bool:
     return setting.library == "secateur" and setting.compensation != "mean"
 
@@ -78,6 +82,27 @@ CONTENDERS: dict[str, Callable[[Setting], bool]] = {
     "variance with mean shift, best": is_vbp,
     "Torch-Pruning, best": is_peers,
 }
+
+
+def summary(records: Sequence[Record]) -> list[str]:
+    """Returns a table in Markdown: the best setting of each contender for each model and budget."""
+    names = ["model", "MACs allowed", "contender", "criterion, scope, what attention loses", *COLUMNS]
+    lines = [
+        "",
+        "## The best of each",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|---|--:|---|---|" + "--:|" * len(COLUMNS),
+    ]
+    for (model, budget), rows in grouped(records).items():
+        contenders = {"dense": is_dense} if budget == 1 else CONTENDERS
+        for label, chosen in contenders.items():
+            setting = best_setting(rows, chosen)
+            cells = [f"| {model} | {budget:.0%} | {label}"]
+            cells += ["never within the budget" if setting is None else str(setting)]
+            cells += [_text(rows[setting], value) if setting else "" for value in COLUMNS.values()]
+            lines.append(" | ".join(cells) + " |")
+    return lines
 
 
 def table(records: Sequence[Record]) -> list[str]:
@@ -104,11 +129,16 @@ def _row(setting: Setting, records: Sequence[Record]) -> str:
     if len(done) < len(records):
         why = next(r.error for r in records if r.error)
         return f"| {setting.library} | {setting} | - | " + " | ".join([why, "", "", "", str(len(records))]) + " |"
-    cells = [mean_and_error(records, value) for value in COLUMNS.values()]
-    seeds = len({r.unit.seed for r in records})
-    texts = ["-" if c is None else f"{c[0]:.1f} ± {c[1]:.1f}" if seeds > 1 else f"{c[0]:.1f}" for c in cells]
+    texts = [_text(records, value) for value in COLUMNS.values()]
     macs = statistics.fmean(r.macs or 0.0 for r in records)
     return f"| {setting.library} | {setting} | {macs:.1%} | " + " | ".join(texts) + f" | {len(records)} |"
+
+
+def _text(records: Sequence[Record], value: Value) -> str:
+    """Returns a mean, with its error where there are several seeds."""
+    found = mean_and_error(records, value)
+    several = len({r.unit.seed for r in records}) > 1
+    return "-" if found is None else f"{found[0]:.1f} ± {found[1]:.1f}" if several else f"{found[0]:.1f}"
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
