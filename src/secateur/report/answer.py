@@ -184,5 +184,7 @@ def _grid(found: Sequence[Finding], block: Block) -> Grid:
         rival = finding.rival
         cells += [Cell(rival.method if rival else ABSENT), number(_mean(rival)) if rival else Cell(ABSENT)]
         rows.append(Row((*cells, Cell(finding.lead)), "pruned", best.indices, facets(best, block)))
-    note = "Best by mean test accuracy. Lead: distance to the next in standard errors over seeds of the two together."
+    looks = ", so by looking at the unseen domain; see “Choosing among the criteria”" if block.is_generalisation else ""
+    lead = "Lead: distance to the next in standard errors over seeds of the two together."
+    note = f"Best by mean test accuracy{looks}. {lead}"
     return Grid(f"What keeps most, {block.title}", columns, tuple(rows), (note,))
