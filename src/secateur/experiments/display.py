@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from secateur.experiments.config import RunConfig
 from secateur.report import Result
+from secateur.training.progress import Bars
 
 
-class SweepProgress:
+class SweepProgress(Bars):
     """A bar for all runs with the time that is left, and one for each run under way.
 
         with SweepProgress(total=320, console=console) as progress:
@@ -27,31 +25,19 @@ class SweepProgress:
 
     def __init__(self, total: int, console: Console) -> None:
         """Takes the number of runs to come and the console to write to."""
-        self.console, self.total = console, total
-        self._done = self._failed = 0
-        self._live = console.is_terminal
-        self._bars = Progress(
+        super().__init__(
+            console,
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=12),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
             expand=True,
-            disable=not self._live,
         )
+        self.total = total
+        self._done = self._failed = 0
         self._all = self._bars.add_task("all runs", total=total, state=f"0/{total}")
         self._bar_of: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def started(self, run: RunConfig) -> None:
         """Shows a run as under way."""
@@ -77,7 +63,7 @@ class SweepProgress:
         self._bars.update(self._all, completed=self._done, state=state)
         if result.status == "failed":
             self.say(f"[{self._done}/{self.total}] {run.label}: failed: {result.error}")
-        elif not self._live:
+        elif not self.console.is_terminal:
             took = "" if result.finetune_seconds is None else f", fine-tuned in {result.finetune_seconds:.0f} s"
             self.say(f"[{self._done}/{self.total}] {run.label}: test {result.test_acc:.1f} %{took}")
 

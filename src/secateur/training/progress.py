@@ -9,7 +9,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,26 @@ Watcher = Callable[[Tick], None]
 """What `finetune_` calls after every step."""
 
 
-class FinetuneProgress:
+class Bars:
+    """Bars on a terminal while the context lasts, nothing elsewhere."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn, expand: bool = False) -> None:
+        """Takes the console to write to, and what each bar shows."""
+        self.console = console
+        live = console.is_terminal
+        self._bars = Progress(*columns, console=console, transient=True, expand=expand, disable=not live)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+
+class FinetuneProgress(Bars):
     """Bars with running loss and accuracy for one or many runs; plain lines where there is no terminal.
 
         with FinetuneProgress(runs=2) as progress:
@@ -48,28 +67,11 @@ class FinetuneProgress:
 
     def __init__(self, runs: int = 1, *, console: Console | None = None) -> None:
         """Takes the number of runs that will be announced by `run`, and the console to write to (default: stderr)."""
-        self.console = console or Console(stderr=True)
+        columns = (BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+        super().__init__(console or Console(stderr=True), TextColumn("{task.description}"), *columns)
         self.runs = runs
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
         self._shown: list[TaskID] = []
         self._started = 0
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
 
     def run(self, label: str) -> Watcher:
         """Returns the watcher of the next run, to be handed to `finetune_`; the run before counts as over."""
