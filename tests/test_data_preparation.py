@@ -297,6 +297,13 @@ def test_kills_at_random_moments_lose_nothing(pacs: Benchmark, raw: Path, tmp_pa
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_a_kill_before_anything_was_done_is_no_obstacle(pacs: Benchmark, raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.preparing.jsonl.new").write_text('{"form')
+    assert prepare(pacs, raw, tmp_path / "out") == prepare(pacs, raw, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_images_that_were_damaged_or_taken_away_meanwhile_are_made_again(
     pacs: Benchmark, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -422,8 +422,10 @@ def test_random_base_models_are_always_the_same_and_leave_the_random_state_alone
 def test_base_models_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"did you mean .*vit_digits"):
         base_model("vit_digit", "thick")
-    with pytest.raises(InputError, match=r"only vit_digits-.*vit_digits-thick"):
+    with pytest.raises(InputError, match=r"no weights of vit_digits are shipped: .*'nowhere'.* sketch, texture, thick"):
         base_model("vit_digits", "nowhere")
+    with pytest.raises(InputError, match=r"the pooled split has none\. Make them with scripts"):
+        base_model("vit_digits", None)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / weights_file("vit_digits", "thick")).write_bytes(b"not a checkpoint")
     monkeypatch.setattr(base_models, "files", lambda package: tmp_path)

@@ -30,6 +30,7 @@ PROBLEMS = "problems.txt"
 """All that was wrong, one line each; there when a preparation failed."""
 
 _FORMAT = 1
+_NEW_JOURNAL = f"{JOURNAL}.new"
 _AT_ONCE = 256
 """How many images are in memory at a time."""
 
@@ -89,7 +90,9 @@ def _check_places(source: Path, out: Path) -> None:
         raise DataError(f"{out} and the source {source} lie in one another; choose a folder beside it for the result")
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; choose a new folder for the result")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (JOURNAL, MANIFEST)):
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    # A process that was killed as it began may leave the first lines of a journal and nothing else.
+    if held - {_NEW_JOURNAL} and not held & {JOURNAL, MANIFEST}:
         raise DataError(f"{out} is not empty and not an unfinished preparation; choose a new folder for the result")
 
 
@@ -272,12 +275,12 @@ class _Journal:
                 (root / key).unlink(missing_ok=True)
         for left in root.glob("*/*/.*.part"):
             left.unlink()
-        self.file: IO[str] = self.path.with_name(f"{JOURNAL}.new").open("w", encoding="utf-8")
+        self.file: IO[str] = (root / _NEW_JOURNAL).open("w", encoding="utf-8")
         self.file.write(json.dumps(header) + "\n")
         for key, entry in self.done.items():
             self.add(key, entry)
         self.flush()
-        self.path.with_name(f"{JOURNAL}.new").replace(self.path)
+        (root / _NEW_JOURNAL).replace(self.path)
 
     def _is_there(self, key: str, entry: Entry) -> bool:
         path = self.root / key

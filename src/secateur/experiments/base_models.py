@@ -96,11 +96,12 @@ def _shipped(name: str, unseen: str | None) -> Traversable:
     folder = files("secateur.experiments") / "weights"
     resource = folder / weights_file(name, unseen)
     if not resource.is_file():
-        shipped = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{name}-")) if folder.is_dir() else []
-        wanted = f"for unseen domain {unseen!r}" if unseen else "for the pooled split"
+        shipped = [f.name for f in folder.iterdir() if f.name.startswith(f"{name}-")] if folder.is_dir() else []
+        known = [each.removeprefix(f"{name}-").removesuffix(".safetensors") for each in shipped]
+        wrong = unknown_name("unseen domain", unseen, known) if unseen else "the pooled split has none."
         raise InputError(
-            f"no weights of {name} are shipped {wanted}, only {', '.join(shipped) or 'none'}; "
-            f"make them with scripts/train_base_models.py from the repository, or ask for weights=False"
+            f"no weights of {name} are shipped: {wrong} Make them with scripts/train_base_models.py from the "
+            "repository, or ask for weights=False"
         )
     return resource
 
