@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from secateur.allocation.allocate import Scope
 from secateur.criteria import find_criterion
 from secateur.data import DataConfig
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
 from secateur.experiments.reading import build
 from secateur.report.provenance import config_hash, plain
-from secateur.report.results import RUN_FORMAT
+from secateur.report.results import RUN_FORMAT, check_format
 from secateur.surgery.sources import Weights
 from secateur.training import FinetuneConfig
 
@@ -163,25 +161,3 @@ class RunConfig:
         """
         check_format(content, where)
         return build(cls, {k: v for k, v in content.items() if k != "format"}, where)
-
-
-def check_format(content: Any, where: str) -> None:
-    """Raises DataError unless `content` is the configuration of a run in the format that this version writes."""
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != RUN_FORMAT:
-        raise DataError(
-            f"{where} is of format {found!r}, this version reads and writes format {RUN_FORMAT}: go on with the "
-            "version that wrote it, or name another folder"
-        )
-
-
-def read_content(path: Path) -> dict[str, Any]:
-    """Returns what a `config.json` holds; raises DataError if it is missing, no JSON, or of another version."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; remove its folder to run that again") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); remove its folder to run that again") from error
-    check_format(content, str(path))
-    return content

@@ -27,11 +27,11 @@ from safetensors.numpy import load_file, save
 
 from secateur.criteria import Scores
 from secateur.errors import DataError, InputError
-from secateur.experiments.config import RunConfig, read_content
+from secateur.experiments.config import RunConfig
 from secateur.experiments.running import Scored, Weights
 from secateur.files import write_text, write_whole
 from secateur.report import Result
-from secateur.report.results import CONFIG, RECORD, run_folders
+from secateur.report.results import CONFIG, RECORD, read_config, run_folders
 
 Status = Literal["new", "running", "done", "failed"]
 LOCK, OWNER, SCORES = ".lock", ".driver.json", ".scores"
@@ -126,7 +126,7 @@ def make_folder(out: Path, config: RunConfig) -> Path:
     if not (folder / CONFIG).exists():
         write_text(folder / CONFIG, json.dumps(config.to_json(), indent=1) + "\n")
         _sync_folder(folder)
-    elif read_content(folder / CONFIG) != config.to_json():
+    elif read_config(folder / CONFIG) != config.to_json():
         raise DataError(f"{folder / CONFIG} holds another configuration than its name says; remove the folder")
     return folder
 
@@ -141,7 +141,7 @@ def read_states(out: Path) -> dict[str, RunState]:
         raise InputError(f"{out} is a file; name a folder for the runs")
     states = {}
     for folder in run_folders(out):
-        read_content(folder / CONFIG)
+        read_config(folder / CONFIG)
         states[folder.name] = read_state(folder)
     return states
 

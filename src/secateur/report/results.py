@@ -233,7 +233,7 @@ def read_run(folder: Path) -> Result | None:
     Raises:
         DataError: A file is missing, broken, or of another version of the layout; the message names it.
     """
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     file = folder / RECORD
     lines = _lines(file)
     if lines and not file.read_bytes().endswith(b"\n"):
@@ -274,20 +274,26 @@ def _asked(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_config(file: Path) -> Mapping[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """Returns what a `config.json` holds; raises DataError if it is missing, no JSON, or of another version."""
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{file} is missing: the run cannot be told from others without its configuration") from error
+        raise DataError(f"{file} is missing; remove its folder to run that again") from error
     except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); remove the folder to run it again") from error
+        raise DataError(f"{file} is not JSON ({error}); remove its folder to run that again") from error
+    check_format(config, str(file))
+    return config
+
+
+def check_format(config: Any, where: str) -> None:
+    """Raises DataError unless `config` is the configuration of a run in the format of this version."""
     found = config.get("format") if isinstance(config, dict) else None
     if found != RUN_FORMAT:
         raise DataError(
-            f"{file} is of format {found!r}, this version reads format {RUN_FORMAT}: "
-            f"report it with the version that wrote it, or run it again into another folder"
+            f"{where} is of format {found!r}, this version reads format {RUN_FORMAT}: go on with the version that "
+            "wrote it, or name another folder"
         )
-    return config
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
